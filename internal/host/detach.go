@@ -1,0 +1,84 @@
+package host
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+)
+
+// Detached is a program to start that outlives this process.
+type Detached struct {
+	Path  string // a path, or a name looked up as LookPath does
+	Args  []string
+	Env   []string // nil: the daemon's own
+	Dir   string
+	Log   *os.File   // its stdout and stderr
+	Files []*os.File // it has them as descriptors 3, 4, …
+}
+
+// Child is a detached program that this process has started. Its parent stays this
+// process for as long as that lives, so it is reaped here; later daemons know it by its
+// Process alone.
+type Child struct {
+	Process Process
+	handle  *Handle
+	reaped  chan struct{}
+	state   *os.ProcessState
+}
+
+// Detach starts a program in a session of its own, with /dev/null as stdin. The caller
+// keeps its own copies of Log and Files, to close. errs.Unavailable if the host doesn't
+// have the program.
+func Detach(d Detached) (*Child, error) {
+	path, err := LookPath(d.Path)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(path, d.Args...)
+	cmd.Env, cmd.Dir, cmd.ExtraFiles = d.Env, d.Dir, d.Files
+	cmd.Stdout, cmd.Stderr = d.Log, d.Log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", filepath.Base(path), err)
+	}
+	// Not reaped yet, so the pid is still its own, even if it has died at once.
+	p, _, err := identify(cmd.Process.Pid)
+	var h *Handle
+	if err == nil {
+		h, err = openPID(cmd.Process.Pid)
+	}
+	if err != nil {
+		cmd.Process.Kill()
+		cmd.Wait()
+		return nil, fmt.Errorf("identify %s: %w", filepath.Base(path), err)
+	}
+	c := &Child{Process: p, handle: h, reaped: make(chan struct{})}
+	go func() {
+		// How it went is in the state; no pipes are attached, so there is no other error.
+		_ = cmd.Wait()
+		c.state = cmd.ProcessState
+		close(c.reaped)
+	}()
+	return c, nil
+}
+
+// Handle is the process's handle. It is the child's: closed by Close.
+func (c *Child) Handle() *Handle { return c.handle }
+
+// Done is closed once the process has ended and is reaped: not even a zombie is left.
+func (c *Child) Done() <-chan struct{} { return c.reaped }
+
+// State tells how the process ended. It is nil until Done is closed.
+func (c *Child) State() *os.ProcessState {
+	select {
+	case <-c.reaped:
+		return c.state
+	default:
+		return nil
+	}
+}
+
+// Close lets go of the handle. The process runs on and is still reaped.
+func (c *Child) Close() error { return c.handle.Close() }

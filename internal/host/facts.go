@@ -1,0 +1,81 @@
+package host
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// KVM says whether KVM looks usable, and why not.
+type KVM struct {
+	Usable bool
+	Reason string // a sentence fragment if not usable: "the CPU has neither vmx nor svm"
+}
+
+// ProbeKVM looks for KVM under root ("/" but in tests). A node that opens proves little:
+// modules exist that offer /dev/kvm without the CPU's own virtualization, and no stock
+// kernel boots on those. What this finds usable is still to be confirmed by a boot.
+func ProbeKVM(root string) KVM {
+	info, err := os.ReadFile(filepath.Join(root, "proc/cpuinfo"))
+	if err != nil {
+		return KVM{Reason: err.Error()}
+	}
+	module := ""
+	switch {
+	case hasCPUFlag(info, "vmx"):
+		module = "kvm_intel"
+	case hasCPUFlag(info, "svm"):
+		module = "kvm_amd"
+	default:
+		return KVM{Reason: "the CPU shows neither vmx nor svm: it has no virtualization, or its firmware or hypervisor hides it"}
+	}
+	// A module built into the kernel has a directory here too: both have parameters.
+	if _, err := os.Stat(filepath.Join(root, "sys/module", module)); err != nil {
+		return KVM{Reason: "the kernel module " + module + " is not loaded"}
+	}
+	f, err := os.OpenFile(filepath.Join(root, "dev/kvm"), os.O_RDWR, 0)
+	if err != nil {
+		return KVM{Reason: fmt.Sprintf("/dev/kvm can't be opened: %v", err.(*fs.PathError).Err)}
+	}
+	f.Close()
+	return KVM{Usable: true}
+}
+
+// hasCPUFlag looks for a word in the "flags" lines of /proc/cpuinfo.
+func hasCPUFlag(cpuinfo []byte, flag string) bool {
+	for line := range bytes.Lines(cpuinfo) {
+		name, value, ok := strings.Cut(string(line), ":")
+		if ok && strings.TrimSpace(name) == "flags" {
+			return slices.Contains(strings.Fields(value), flag)
+		}
+	}
+	return false
+}
+
+// CPUs is the number of CPUs that this process may run on.
+func CPUs() int { return runtime.NumCPU() }
+
+// MemoryBytes is the host's memory in bytes.
+func MemoryBytes() (int64, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, fmt.Errorf("sysinfo: %w", err)
+	}
+	return int64(info.Totalram) * int64(info.Unit), nil
+}
+
+// FreeBytes is what the filesystem of path has left for unprivileged users, in bytes.
+func FreeBytes(path string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}

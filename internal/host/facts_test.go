@@ -1,0 +1,67 @@
+package host
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestProbeKVM(t *testing.T) {
+	const intel, amd = "processor\t: 0\nflags\t\t: fpu vmx sse\n", "flags : fpu svm\n"
+	for _, c := range []struct {
+		name, cpuinfo, module string
+		node                  bool
+		reason                string // empty: usable
+	}{
+		{"Intel", intel, "kvm_intel", true, ""},
+		{"AMD", amd, "kvm_amd", true, ""},
+		{"a module that needs no CPU support", "flags : fpu sse\n", "kvm_pvm", true, "neither vmx nor svm"},
+		{"a flag's name inside another", "flags : fpu vmxoff nosvm\n", "kvm_intel", true, "neither vmx nor svm"},
+		{"a flag named in another field", "bugs : vmx\nflags : fpu\n", "kvm_intel", true, "neither vmx nor svm"},
+		{"the other vendor's module", intel, "kvm_amd", true, "kvm_intel is not loaded"},
+		{"no module", amd, "", true, "kvm_amd is not loaded"},
+		{"no node", intel, "kvm_intel", false, "/dev/kvm can't be opened: no such file"},
+		{"an empty cpuinfo", "", "kvm_intel", true, "neither vmx nor svm"},
+	} {
+		root := t.TempDir()
+		write := func(path, text string) {
+			path = filepath.Join(root, path)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("proc/cpuinfo", c.cpuinfo)
+		if c.module != "" {
+			write("sys/module/"+c.module+"/parameters/nested", "N")
+		}
+		if c.node {
+			write("dev/kvm", "")
+		}
+		got := ProbeKVM(root)
+		if got.Usable != (c.reason == "") || !strings.Contains(got.Reason, c.reason) {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+	if got := ProbeKVM(t.TempDir()); got.Usable || got.Reason == "" {
+		t.Errorf("an empty root: %+v", got)
+	}
+}
+
+func TestFacts(t *testing.T) {
+	if n, err := MemoryBytes(); err != nil || n < 64<<20 {
+		t.Errorf("memory %d, %v", n, err)
+	}
+	if n, err := FreeBytes(t.TempDir()); err != nil || n < 0 {
+		t.Errorf("free %d, %v", n, err)
+	}
+	if _, err := FreeBytes("/nonexistent"); !os.IsNotExist(err) {
+		t.Errorf("free space of nothing: %v", err)
+	}
+	if CPUs() < 1 {
+		t.Error("no CPU")
+	}
+}
