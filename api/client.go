@@ -1,0 +1,371 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ErrNoDaemon is returned when no daemon answers on the socket.
+var ErrNoDaemon = errors.New("no bangerd answers")
+
+// ErrGone is returned when the daemon ended before it answered. What it was asked for may
+// have been done, except for the opening of streams, which can be tried again.
+var ErrGone = errors.New("the daemon ended before it answered")
+
+// gone makes ErrGone of what reading from a closed connection gives.
+func gone(err error) error {
+	for _, closed := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, closed) {
+			return ErrGone
+		}
+	}
+	return err
+}
+
+// Client talks to the daemon on its Unix socket. It is safe for concurrent use.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// New returns a client of the daemon that listens on the Unix socket at path. It does not
+// connect yet.
+func New(path string) *Client {
+	c := &Client{socket: path}
+	c.http = &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+	}}
+	return c
+}
+
+// maxSocketPath is the longest path that fits sockaddr_un, with its final NUL.
+const maxSocketPath = 107
+
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	if err := trusted(c.socket); err != nil {
+		return nil, err
+	}
+	path := c.socket
+	if len(path) > maxSocketPath {
+		// A longer path is reached through its directory's descriptor.
+		dir, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		path = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+	}
+	return conn, err
+}
+
+// trusted refuses a socket that another user could have put in place of the daemon's:
+// whoever serves it sees what we send and answers what they like.
+func trusted(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w on %s", ErrNoDaemon, path)
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode()&os.ModeSocket == 0 {
+		return &Error{Code: "invalid", Message: path + " is not a socket", Hint: "move it away, or set BANGER_SOCKET to another path"}
+	}
+	owner := info.Sys().(*syscall.Stat_t).Uid
+	if owner != 0 && int(owner) != os.Geteuid() {
+		return &Error{Code: "invalid",
+			Message: fmt.Sprintf("the socket %s belongs to user %d, neither you nor root", path, owner),
+			Hint:    "set BANGER_SOCKET or BANGER_STATE_DIR to a place of your own"}
+	}
+	return nil
+}
+
+func (c *Client) request(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	if err := unnamed(path); err != nil {
+		return nil, err
+	}
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		r = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://banger"+path, r)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		var u *url.Error // its text repeats the method and an address that is not one
+		if errors.As(err, &u) {
+			err = u.Err
+		}
+		return nil, gone(err)
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		return nil, readError(resp)
+	}
+	return resp, nil
+}
+
+func readError(resp *http.Response) error {
+	var e Error
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil || json.Unmarshal(b, &e) != nil || e.Message == "" {
+		return &Error{Code: "internal", Message: "the daemon answered " + resp.Status}
+	}
+	return &e
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body, result any) error {
+	resp, err := c.request(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if result == nil {
+		return nil
+	}
+	return json.NewDecoder(resp.Body).Decode(result)
+}
+
+// Ping returns nil if something listens on the socket, and ErrNoDaemon if nothing does.
+func (c *Client) Ping(ctx context.Context) error {
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// Daemon describes the daemon.
+func (c *Client) Daemon(ctx context.Context) (d Daemon, err error) {
+	return d, c.call(ctx, "GET", "/v1/daemon", nil, &d)
+}
+
+// StopDaemon asks the daemon to end. VMs run on.
+func (c *Client) StopDaemon(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/daemon/stop", nil, nil)
+}
+
+// VMs lists all VMs, by name.
+func (c *Client) VMs(ctx context.Context) (vms []VM, err error) {
+	return vms, c.call(ctx, "GET", "/v1/vms", nil, &vms)
+}
+
+// VM returns the VM that ref names: a name, an id, or a unique prefix of either.
+func (c *Client) VM(ctx context.Context, ref string) (vm VM, err error) {
+	return vm, c.call(ctx, "GET", vmPath(ref, ""), nil, &vm)
+}
+
+// CreateVM makes a VM, and starts it if so asked. It returns when that is done; each step
+// is told to progress, which may be nil. Ending ctx cancels the operation, which then
+// leaves nothing behind.
+func (c *Client) CreateVM(ctx context.Context, req CreateVM, progress func(Event)) (VM, error) {
+	return c.operate(ctx, "POST", "/v1/vms", req, progress)
+}
+
+// StartVM starts a stopped VM.
+func (c *Client) StartVM(ctx context.Context, ref string, req StartVM, progress func(Event)) (VM, error) {
+	return c.operate(ctx, "POST", vmPath(ref, "/start"), req, progress)
+}
+
+// StopVM stops a running VM; its disk stays.
+func (c *Client) StopVM(ctx context.Context, ref string, req StopVM, progress func(Event)) (VM, error) {
+	return c.operate(ctx, "POST", vmPath(ref, "/stop"), req, progress)
+}
+
+// RemoveVM deletes a VM with its disk. A running one is refused unless force is set.
+func (c *Client) RemoveVM(ctx context.Context, ref string, force bool, progress func(Event)) error {
+	_, err := c.operate(ctx, "DELETE", vmPath(ref, "?force="+strconv.FormatBool(force)), nil, progress)
+	return err
+}
+
+// Logs reads the VM's console log from its oldest byte; with follow it goes on as more
+// comes, until the VM's machine ends.
+func (c *Client) Logs(ctx context.Context, ref string, follow bool) (io.ReadCloser, error) {
+	resp, err := c.request(ctx, "GET", vmPath(ref, "/logs?follow="+strconv.FormatBool(follow)), nil)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// Images lists the images.
+func (c *Client) Images(ctx context.Context) (images []Image, err error) {
+	return images, c.call(ctx, "GET", "/v1/images", nil, &images)
+}
+
+// Image returns one image with its packages.
+func (c *Client) Image(ctx context.Context, name string) (i Image, err error) {
+	return i, c.call(ctx, "GET", "/v1/images/"+segment(name), nil, &i)
+}
+
+// RemoveImage deletes an image that no VM uses.
+func (c *Client) RemoveImage(ctx context.Context, name string) error {
+	return c.call(ctx, "DELETE", "/v1/images/"+segment(name), nil, nil)
+}
+
+// Kernels lists the kernels.
+func (c *Client) Kernels(ctx context.Context) (ks []Kernel, err error) {
+	return ks, c.call(ctx, "GET", "/v1/kernels", nil, &ks)
+}
+
+// ImportKernel takes a kernel of the host's.
+func (c *Client) ImportKernel(ctx context.Context, req ImportKernel, progress func(Event)) error {
+	_, err := c.operate(ctx, "POST", "/v1/kernels", req, progress)
+	return err
+}
+
+// RemoveKernel deletes an imported kernel that no VM uses.
+func (c *Client) RemoveKernel(ctx context.Context, name string) error {
+	return c.call(ctx, "DELETE", "/v1/kernels/"+segment(name), nil, nil)
+}
+
+// Runtime tells where the runtime bundle is.
+func (c *Client) Runtime(ctx context.Context) (r Runtime, err error) {
+	return r, c.call(ctx, "GET", "/v1/runtime", nil, &r)
+}
+
+// BuildRuntime makes what the runtime bundle lacks.
+func (c *Client) BuildRuntime(ctx context.Context, req BuildRuntime, progress func(Event)) error {
+	_, err := c.operate(ctx, "POST", "/v1/runtime/build", req, progress)
+	return err
+}
+
+// Doctor examines the host.
+func (c *Client) Doctor(ctx context.Context) (checks []Check, err error) {
+	return checks, c.call(ctx, "GET", "/v1/doctor", nil, &checks)
+}
+
+// SSH tells what an SSH client needs.
+func (c *Client) SSH(ctx context.Context) (s SSH, err error) {
+	return s, c.call(ctx, "GET", "/v1/ssh", nil, &s)
+}
+
+// Lease opens a lease: VMs created with its id are removed when the lease is closed or
+// this process ends, however it ends.
+func (c *Client) Lease(ctx context.Context) (id string, lease io.Closer, err error) {
+	resp, err := c.request(ctx, "GET", "/v1/lease", nil)
+	if err != nil {
+		return "", nil, err
+	}
+	var l struct{ ID string }
+	if err := json.NewDecoder(resp.Body).Decode(&l); err != nil {
+		resp.Body.Close()
+		return "", nil, fmt.Errorf("open lease: %w", err)
+	}
+	return l.ID, resp.Body, nil
+}
+
+// vmPath is the path of a VM's resource.
+func vmPath(ref, rest string) string { return "/v1/vms/" + segment(ref) + rest }
+
+// segment makes one segment of a path of whatever name holds. The names of the directory
+// itself and its parent would be resolved on the way if their dots were not escaped.
+func segment(name string) string {
+	switch name {
+	case ".", "..":
+		return strings.ReplaceAll(name, ".", "%2E")
+	}
+	return url.PathEscape(name)
+}
+
+// unnamed refuses a path in which a segment is empty: it would be another resource's.
+func unnamed(path string) error {
+	path, _, _ = strings.Cut(path, "?")
+	if strings.HasSuffix(path, "/") || strings.Contains(path, "//") {
+		return &Error{Code: "invalid", Message: "an empty name names nothing"}
+	}
+	return nil
+}
+
+// cancelGrace bounds how long a cancelled operation may take to roll back before the
+// client stops listening; the daemon goes on with it.
+const cancelGrace = 60 * time.Second
+
+// beginGrace bounds how long a call that starts an operation is waited for once its caller
+// has given up: were it dropped at once, nobody would know of the operation to cancel it.
+const beginGrace = 5 * time.Second
+
+func (c *Client) begin(ctx context.Context, method, path string, body any) (op Operation, err error) {
+	if err := ctx.Err(); err != nil {
+		return op, err
+	}
+	begin, drop := context.WithCancel(context.WithoutCancel(ctx))
+	defer drop()
+	defer context.AfterFunc(ctx, func() {
+		defer time.AfterFunc(beginGrace, drop).Stop()
+		<-begin.Done()
+	})()
+	return op, c.call(begin, method, path, body, &op)
+}
+
+// operate starts an operation and follows it to its end.
+func (c *Client) operate(ctx context.Context, method, path string, body any, progress func(Event)) (VM, error) {
+	op, err := c.begin(ctx, method, path, body)
+	if err != nil {
+		return VM{}, err
+	}
+	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() {
+		cancel, done := context.WithTimeout(context.WithoutCancel(ctx), cancelGrace)
+		defer done()
+		// Whether it was still there to cancel shows in the events below.
+		_ = c.call(cancel, "DELETE", "/v1/operations/"+op.ID, nil, nil)
+		select {
+		case <-follow.Done():
+		case <-cancel.Done():
+			stop()
+		}
+	})()
+	resp, err := c.request(follow, "GET", "/v1/operations/"+op.ID+"/events", nil)
+	if err != nil {
+		return VM{}, err
+	}
+	defer resp.Body.Close()
+	for dec := json.NewDecoder(resp.Body); ; {
+		var e Event
+		if err := dec.Decode(&e); err != nil {
+			return VM{}, fmt.Errorf("the daemon went away during %q: %w", op.Kind, err)
+		}
+		if !e.Finished {
+			if progress != nil {
+				progress(e)
+			}
+			continue
+		}
+		var vm VM
+		if e.VM != nil {
+			vm = *e.VM
+		}
+		if e.Error != nil {
+			return vm, e.Error
+		}
+		return vm, nil
+	}
+}

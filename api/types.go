@@ -1,0 +1,197 @@
+// Package api is banger's public interface: the wire types of the daemon's HTTP API and a
+// Go client of its Unix socket. Everything that the banger command does it does through
+// this package, so whatever it can do other programs can.
+package api
+
+import "time"
+
+// State is where a VM is in its life.
+type State string
+
+const (
+	StateCreating State = "creating"
+	StateRunning  State = "running"
+	StatePaused   State = "paused"
+	StateStopping State = "stopping"
+	StateStopped  State = "stopped"
+	StateFailed   State = "failed"
+	StateDeleting State = "deleting"
+)
+
+// VM is a virtual machine as the daemon knows it.
+type VM struct {
+	ID          string     `json:"id" doc:"Twelve hexadecimal digits, never reused"`
+	Name        string     `json:"name" doc:"A DNS label, unique among VMs"`
+	State       State      `json:"state" enum:"creating,running,paused,stopping,stopped,failed,deleting"`
+	Image       string     `json:"image"`
+	Kernel      string     `json:"kernel"`
+	Backend     string     `json:"backend" doc:"The VMM: qemu or firecracker"`
+	Accel       string     `json:"accel" doc:"kvm, or tcg: translated in software, which is no security boundary"`
+	CPUs        int        `json:"cpus"`
+	MemoryBytes int64      `json:"memory_bytes"`
+	Disk        Disk       `json:"disk"`
+	Network     Network    `json:"network"`
+	Start       *Start     `json:"start,omitempty" doc:"The last start; absent before the first"`
+	PID         int        `json:"pid,omitempty" doc:"Process id of the VMM while it runs"`
+	AutoRemove  bool       `json:"auto_remove" doc:"Removed as soon as it stops"`
+	CreatedAt   time.Time  `json:"created_at"`
+	StartedAt   *time.Time `json:"started_at,omitempty"`
+	StoppedAt   *time.Time `json:"stopped_at,omitempty"`
+	Error       string     `json:"error" doc:"Why it failed, or why it last stopped; empty while all is well"`
+	Directory   string     `json:"directory" doc:"Its files on the host"`
+	Notes       []string   `json:"notes,omitempty" doc:"What its user should know, a sentence each"`
+}
+
+// Disk is a VM's root disk.
+type Disk struct {
+	Driver         string `json:"driver"`
+	VirtualBytes   int64  `json:"virtual_bytes" doc:"The size the guest sees"`
+	AllocatedBytes int64  `json:"allocated_bytes" doc:"Bytes of the host's that this VM alone takes"`
+}
+
+// Network is how a VM is connected.
+type Network struct {
+	Mode string `json:"mode" enum:"user,none,bridge"`
+	IP   string `json:"ip,omitempty"`
+	MAC  string `json:"mac,omitempty"`
+	DNS  string `json:"dns,omitempty"`
+}
+
+// Start tells how a VM was started.
+type Start struct {
+	Kind string `json:"kind" enum:"cold,warm"`
+	MS   int64  `json:"ms" doc:"Milliseconds from the request until the guest answered"`
+}
+
+// CreateVM asks for a new VM. A zero field takes the daemon's default.
+type CreateVM struct {
+	Name        string   `json:"name,omitempty" doc:"A DNS label; one is invented if empty"`
+	Image       string   `json:"image,omitempty"`
+	Kernel      string   `json:"kernel,omitempty"`
+	CPUs        *int     `json:"cpus,omitempty"`
+	MemoryBytes *int64   `json:"memory_bytes,omitempty"`
+	DiskBytes   *int64   `json:"disk_bytes,omitempty" doc:"Virtual size of the root disk; at least the image's"`
+	Net         string   `json:"net,omitempty" doc:"auto, user, none or bridge"`
+	Accel       string   `json:"accel,omitempty" doc:"auto, kvm or tcg"`
+	Env         []string `json:"env,omitempty" doc:"K=V, for every command run in the VM"`
+	Start       bool     `json:"start" doc:"Start it too, and be done when the guest answers"`
+	Wait        string   `json:"wait,omitempty" doc:"boot: until the image's init has finished its start (default); agent: until the guest answers"`
+	AutoRemove  bool     `json:"auto_remove,omitempty"`
+	Lease       string   `json:"lease,omitempty" doc:"Remove the VM when the connection that holds this lease ends"`
+}
+
+// StartVM asks to start a stopped VM.
+type StartVM struct {
+	Wait string `json:"wait,omitempty" doc:"As in creation"`
+}
+
+// StopVM asks to stop a running VM.
+type StopVM struct {
+	TimeoutSeconds *int `json:"timeout_seconds,omitempty" doc:"How long the guest may take before it is killed; 0 kills it at once"`
+}
+
+// Image is a root filesystem that VMs share as their base.
+type Image struct {
+	Name           string    `json:"name"`
+	Distribution   string    `json:"distribution"`
+	Release        string    `json:"release"`
+	VirtualBytes   int64     `json:"virtual_bytes"`
+	AllocatedBytes int64     `json:"allocated_bytes"`
+	SHA256         string    `json:"sha256"`
+	ManifestHash   string    `json:"manifest_hash" doc:"Of the package manifest it was built from"`
+	Packages       []Package `json:"packages,omitempty" doc:"Given by inspect only"`
+	Path           string    `json:"path"`
+	BuiltAt        time.Time `json:"built_at"`
+	UsedBy         []string  `json:"used_by" doc:"Names of the VMs whose disks are based on it"`
+}
+
+// Package is an installed package of an image.
+type Package struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// Kernel is a kernel that VMs can boot.
+type Kernel struct {
+	Name      string    `json:"name"`
+	Version   string    `json:"version"`
+	Arch      string    `json:"arch"`
+	Source    string    `json:"source"`
+	Bytes     int64     `json:"bytes"`
+	SHA256    string    `json:"sha256"`
+	Modules   bool      `json:"modules" doc:"Whether it came with modules"`
+	Path      string    `json:"path"`
+	CreatedAt time.Time `json:"created_at"`
+	UsedBy    []string  `json:"used_by"`
+}
+
+// ImportKernel asks to take a kernel file of the host's into banger.
+type ImportKernel struct {
+	Name       string `json:"name" doc:"A DNS label"`
+	Path       string `json:"path" doc:"Absolute path of a vmlinuz or vmlinux on the host"`
+	ModulesDir string `json:"modules_dir,omitempty" doc:"Absolute path of its lib/modules/VERSION directory"`
+}
+
+// Runtime tells where the runtime bundle is.
+type Runtime struct {
+	Path string `json:"path"`
+	Rule string `json:"rule" doc:"The rule by which it was found"`
+}
+
+// BuildRuntime asks to make what the runtime bundle lacks.
+type BuildRuntime struct {
+	Only  []string `json:"only,omitempty" doc:"Artefacts to build, by name; all if empty"`
+	Force bool     `json:"force,omitempty" doc:"Build even what is there"`
+}
+
+// Daemon describes the running daemon.
+type Daemon struct {
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	StartedAt time.Time `json:"started_at"`
+	StateDir  string    `json:"state_dir"`
+	Socket    string    `json:"socket"`
+	VMs       int       `json:"vms"`
+	Running   int       `json:"running"`
+}
+
+// Check is one finding of the doctor's.
+type Check struct {
+	Name   string `json:"name"`
+	Status string `json:"status" enum:"ok,warning,failed"`
+	Detail string `json:"detail" doc:"What was found, as a sentence"`
+	Hint   string `json:"hint,omitempty" doc:"What to do about it"`
+}
+
+// SSH is what an SSH client needs to reach VMs.
+type SSH struct {
+	IdentityFile string   `json:"identity_file" doc:"Private key that every VM accepts"`
+	HostKeys     []string `json:"host_keys" doc:"known_hosts lines of all VMs"`
+}
+
+// Operation is work under way in the daemon.
+type Operation struct {
+	ID   string `json:"id"`
+	Kind string `json:"kind"`
+	VM   string `json:"vm,omitempty" doc:"Id of the VM it is about"`
+}
+
+// Event is a step of an operation. The last one of a stream has Finished set.
+type Event struct {
+	Stage    string `json:"stage,omitempty" doc:"What is being done now"`
+	Done     int64  `json:"done,omitempty" doc:"Progress within the stage, of Total"`
+	Total    int64  `json:"total,omitempty"`
+	Warning  string `json:"warning,omitempty"`
+	Finished bool   `json:"finished,omitempty"`
+	Error    *Error `json:"error,omitempty" doc:"Set if it failed"`
+	VM       *VM    `json:"vm,omitempty" doc:"The VM as the operation left it"`
+}
+
+// Error is what a failed call returns: what failed and why, and what to do next.
+type Error struct {
+	Code    string `json:"code" enum:"not_found,conflict,invalid,busy,unavailable,internal"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Message }

@@ -1,0 +1,273 @@
+// Package store keeps VMs in SQLite. It owns the schema and the transactions and knows no
+// rule of a VM's life: those are the vm package's, whose types it stores.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"banger/internal/errs"
+	"banger/internal/vm"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Store is an open database. It implements vm.Store.
+type Store struct {
+	db  *sql.DB
+	now func() time.Time
+}
+
+// Open opens the database file at path, making it if there is none, and brings its schema
+// up to date. errs.Conflict if a newer banger has changed it.
+func Open(ctx context.Context, path string) (*Store, error) {
+	// A commit is on the disk when it returns (synchronous=FULL with a WAL); the
+	// pragmas hold for each connection.
+	db, err := sql.Open("sqlite", "file:"+escape(path)+"?_txlock=immediate"+
+		"&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(ON)")
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	// One writer at a time is all SQLite has, and readers are quick: a second
+	// connection would only cost its page cache.
+	db.SetMaxOpenConns(1)
+	s := &Store{db: db, now: time.Now}
+	if err := s.migrate(ctx); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// escape makes a file's path safe in an SQLite URI.
+func escape(path string) string {
+	return strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23").Replace(path)
+}
+
+// Close closes the database.
+func (s *Store) Close() error { return s.db.Close() }
+
+// migrate runs the migrations that the database has not seen. Its user_version is the
+// number of the last one it has.
+func (s *Store) migrate(ctx context.Context) error {
+	names, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		return err
+	}
+	return s.tx(ctx, func(tx *sql.Tx) error {
+		var version int
+		if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+			return fmt.Errorf("read the database's version: %w", err)
+		}
+		if version > len(names) {
+			return errs.New(errs.Conflict, "the database has version %d and this banger knows only up to %d", version, len(names)).
+				Try("use the newer banger that last ran here, or another BANGER_STATE_DIR")
+		}
+		for i, name := range names[version:] {
+			text, err := migrations.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			if _, err := tx.ExecContext(ctx, string(text)); err != nil {
+				return fmt.Errorf("migrate the database by %s: %w", path.Base(name), err)
+			}
+			if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version+i+1)); err != nil {
+				return fmt.Errorf("record the database's version: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+func (s *Store) tx(ctx context.Context, do func(*sql.Tx) error) error {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin a transaction: %w", err)
+	}
+	if err := do(tx); err != nil {
+		return errors.Join(err, ignoreDone(tx.Rollback()))
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+// ignoreDone passes over the report that a transaction whose context ended is rolled back
+// already.
+func ignoreDone(err error) error {
+	if errors.Is(err, sql.ErrTxDone) {
+		return nil
+	}
+	return err
+}
+
+// Create implements vm.Store.
+func (s *Store) Create(ctx context.Context, v vm.VM, pending ...vm.Kind) error {
+	doc, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return s.tx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "INSERT INTO vms (id, name, state, doc) VALUES (?, ?, ?, ?)", v.ID, v.Name, v.State, string(doc))
+		if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
+			return errs.New(errs.Conflict, "there is a VM %s already", v.Name).Try("choose another name, or: banger rm %s", v.Name)
+		}
+		if err != nil {
+			return fmt.Errorf("store VM %s: %w", v.Name, err)
+		}
+		for _, k := range pending {
+			if err := change(ctx, tx, v.ID, vm.Change{Kind: k, Status: vm.Pending}); err != nil {
+				return err
+			}
+		}
+		return s.event(ctx, tx, v, string(v.State), "create")
+	})
+}
+
+// Get implements vm.Store.
+func (s *Store) Get(ctx context.Context, ref string) (vm.VM, error) { return get(ctx, s.db, ref) }
+
+func get(ctx context.Context, q interface {
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}, ref string) (vm.VM, error) {
+	var doc string
+	err := q.QueryRowContext(ctx, "SELECT doc FROM vms WHERE id = ?1 OR name = ?1", ref).Scan(&doc)
+	if errors.Is(err, sql.ErrNoRows) {
+		return vm.VM{}, errs.New(errs.NotFound, "there is no VM %q", ref)
+	}
+	if err != nil {
+		return vm.VM{}, fmt.Errorf("read VM %q: %w", ref, err)
+	}
+	return decode(doc)
+}
+
+func decode(doc string) (v vm.VM, err error) {
+	if err := json.Unmarshal([]byte(doc), &v); err != nil {
+		return vm.VM{}, fmt.Errorf("a VM's row is damaged: %w", err)
+	}
+	return v, nil
+}
+
+// List implements vm.Store.
+func (s *Store) List(ctx context.Context) ([]vm.VM, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT doc FROM vms ORDER BY name")
+	if err != nil {
+		return nil, fmt.Errorf("list VMs: %w", err)
+	}
+	defer rows.Close()
+	var vms []vm.VM
+	for rows.Next() {
+		var doc string
+		if err := rows.Scan(&doc); err != nil {
+			return nil, fmt.Errorf("list VMs: %w", err)
+		}
+		v, err := decode(doc)
+		if err != nil {
+			return nil, err
+		}
+		vms = append(vms, v)
+	}
+	return vms, rows.Err()
+}
+
+// Update implements vm.Store.
+func (s *Store) Update(ctx context.Context, id, cause string, edit func(*vm.VM) error, resources ...vm.Change) (v vm.VM, err error) {
+	err = s.tx(ctx, func(tx *sql.Tx) error {
+		if v, err = get(ctx, tx, id); err != nil {
+			return err
+		}
+		was := v.State
+		if err := edit(&v); err != nil {
+			return err
+		}
+		doc, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "UPDATE vms SET name = ?, state = ?, doc = ? WHERE id = ?", v.Name, v.State, string(doc), id); err != nil {
+			return fmt.Errorf("store VM %s: %w", v.Name, err)
+		}
+		for _, c := range resources {
+			if err := change(ctx, tx, id, c); err != nil {
+				return err
+			}
+		}
+		if v.State == was {
+			return nil
+		}
+		return s.event(ctx, tx, v, string(v.State), cause)
+	})
+	return v, err
+}
+
+func change(ctx context.Context, tx *sql.Tx, id string, c vm.Change) (err error) {
+	if c.Status == vm.Gone {
+		_, err = tx.ExecContext(ctx, "DELETE FROM resources WHERE vm_id = ? AND kind = ?", id, c.Kind)
+	} else {
+		_, err = tx.ExecContext(ctx, `INSERT INTO resources (vm_id, kind, status) VALUES (?, ?, ?)
+			ON CONFLICT DO UPDATE SET status = excluded.status`, id, c.Kind, c.Status)
+	}
+	if err != nil {
+		return fmt.Errorf("store the %s of VM %s as %s: %w", c.Kind, id, c.Status, err)
+	}
+	return nil
+}
+
+// Delete implements vm.Store.
+func (s *Store) Delete(ctx context.Context, id, cause string, gone ...vm.Kind) error {
+	return s.tx(ctx, func(tx *sql.Tx) error {
+		v, err := get(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		for _, k := range gone {
+			if err := change(ctx, tx, id, vm.Change{Kind: k, Status: vm.Gone}); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM vms WHERE id = ?", id); err != nil {
+			return fmt.Errorf("drop VM %s: %w", v.Name, err)
+		}
+		return s.event(ctx, tx, v, "removed", cause)
+	})
+}
+
+// Resources implements vm.Store.
+func (s *Store) Resources(ctx context.Context, id string) ([]vm.Resource, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT kind, status = 'live' FROM resources WHERE vm_id = ? ORDER BY kind", id)
+	if err != nil {
+		return nil, fmt.Errorf("list the resources of VM %s: %w", id, err)
+	}
+	defer rows.Close()
+	var all []vm.Resource
+	for rows.Next() {
+		var r vm.Resource
+		if err := rows.Scan(&r.Kind, &r.Live); err != nil {
+			return nil, fmt.Errorf("list the resources of VM %s: %w", id, err)
+		}
+		all = append(all, r)
+	}
+	return all, rows.Err()
+}
+
+func (s *Store) event(ctx context.Context, tx *sql.Tx, v vm.VM, state, cause string) error {
+	_, err := tx.ExecContext(ctx, "INSERT INTO events (at, vm_id, name, state, cause) VALUES (?, ?, ?, ?, ?)",
+		s.now().UnixMicro(), v.ID, v.Name, state, cause)
+	if err != nil {
+		return fmt.Errorf("store an event of VM %s: %w", v.Name, err)
+	}
+	return nil
+}

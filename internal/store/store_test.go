@@ -1,0 +1,160 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+
+	"banger/internal/errs"
+	"banger/internal/vm"
+)
+
+func open(t *testing.T, path string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func fresh(t *testing.T) *Store { return open(t, filepath.Join(t.TempDir(), "banger.db")) }
+
+// history returns the events as "name state cause", in order.
+func (s *Store) history(t *testing.T) (lines []string) {
+	t.Helper()
+	rows, err := s.db.Query("SELECT name, state, cause FROM events ORDER BY seq")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name, state, cause string
+		if err := rows.Scan(&name, &state, &cause); err != nil {
+			t.Fatal(err)
+		}
+		lines = append(lines, name+" "+state+" "+cause)
+	}
+	return lines
+}
+
+func TestLifeOfARow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "odd name?#%.db")
+	s := open(t, path)
+	ctx := t.Context()
+	v := vm.VM{ID: "0123456789ab", Name: "web", State: vm.Creating, Spec: vm.Spec{Image: "tiny", CPUs: 2}}
+	if err := s.Create(ctx, v, vm.KindDirectory, vm.KindDisk); err != nil {
+		t.Fatal(err)
+	}
+	twin := v
+	twin.ID = "ba9876543210"
+	if err := s.Create(ctx, twin); errs.KindOf(err) != errs.Conflict {
+		t.Errorf("a taken name: %v", err)
+	}
+	if _, err := s.Update(ctx, v.ID, "created", func(x *vm.VM) error { return x.To(vm.Stopped, "") }, vm.Change{Kind: vm.KindDisk, Status: vm.Live}); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+
+	s = open(t, path) // as the next daemon would
+	for _, ref := range []string{"web", v.ID} {
+		got, err := s.Get(ctx, ref)
+		if err != nil || got.State != vm.Stopped || got.Spec.Image != "tiny" {
+			t.Errorf("Get(%q) = %+v, %v", ref, got, err)
+		}
+	}
+	res, err := s.Resources(ctx, v.ID)
+	if want := []vm.Resource{{Kind: vm.KindDirectory}, {Kind: vm.KindDisk, Live: true}}; err != nil || !reflect.DeepEqual(res, want) {
+		t.Errorf("resources are %v, %v; want %v", res, err, want)
+	}
+	if err := s.Delete(ctx, v.ID, "rm", vm.KindDisk); err == nil {
+		t.Error("a VM was dropped while its directory may exist")
+	}
+	if err := s.Delete(ctx, v.ID, "rm", vm.KindDisk, vm.KindDirectory); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Get(ctx, v.ID); errs.KindOf(err) != errs.NotFound {
+		t.Errorf("after Delete: %v", err)
+	}
+	want := []string{"web creating create", "web stopped created", "web removed rm"}
+	if got := s.history(t); !reflect.DeepEqual(got, want) {
+		t.Errorf("events are %q, want %q", got, want)
+	}
+}
+
+func TestAFailedUpdateChangesNothing(t *testing.T) {
+	s, ctx := fresh(t), t.Context()
+	v := vm.VM{ID: "0123456789ab", Name: "web", State: vm.Creating}
+	if err := s.Create(ctx, v); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Update(ctx, v.ID, "x", func(x *vm.VM) error {
+		x.Reason = "changed"
+		return x.To(vm.Paused, "")
+	})
+	if errs.KindOf(err) != errs.Conflict {
+		t.Errorf("creating became paused: %v", err)
+	}
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := s.Update(cancelled, v.ID, "x", func(x *vm.VM) error { return x.To(vm.Stopped, "") }); err == nil {
+		t.Error("an update under an ended context took place")
+	}
+	if got, err := s.Get(ctx, v.ID); err != nil || got.State != vm.Creating || got.Reason != "" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+func TestOneWinnerForAName(t *testing.T) {
+	s := fresh(t)
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		won  int
+		lost int
+	)
+	for i := range 16 {
+		wg.Go(func() {
+			err := s.Create(t.Context(), vm.VM{ID: fmt.Sprintf("%012x", i), Name: "same", State: vm.Creating})
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				won++
+			case errs.KindOf(err) == errs.Conflict:
+				lost++
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if won != 1 || lost != 15 {
+		t.Errorf("%d won and %d lost", won, lost)
+	}
+}
+
+func TestRefusedFiles(t *testing.T) {
+	newer := filepath.Join(t.TempDir(), "newer.db")
+	s := open(t, newer)
+	if _, err := s.db.Exec("PRAGMA user_version = 99"); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if _, err := Open(t.Context(), newer); errs.KindOf(err) != errs.Conflict || !strings.Contains(err.Error(), "version 99") {
+		t.Errorf("a newer schema: %v", err)
+	}
+	garbage := filepath.Join(t.TempDir(), "garbage.db")
+	if err := os.WriteFile(garbage, []byte(strings.Repeat("not a database ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), garbage); err == nil {
+		t.Error("garbage was opened")
+	}
+}

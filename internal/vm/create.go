@@ -1,0 +1,221 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"time"
+
+	"banger/internal/disk"
+	"banger/internal/errs"
+	"banger/internal/op"
+	"banger/internal/undo"
+)
+
+// Request asks for a new VM; zero fields take defaults. CPUs, MemoryBytes and DiskBytes
+// are nil where nothing was asked for, so that 0 is refused and not taken for a default.
+type Request struct {
+	Name        string
+	Image       string
+	Kernel      string
+	CPUs        *int
+	MemoryBytes *int64
+	DiskBytes   *int64
+	Net         string
+	Accel       string
+	Env         []string
+	AutoRemove  bool
+	Lease       string
+	Start       bool
+	Wait        Wait
+}
+
+const (
+	defaultCPUs   = 2
+	defaultMemory = 512 << 20
+	minMemory     = 64 << 20 // a stock kernel with its initramfs does not boot in less
+	maxCPUs       = 255      // of the machine types we use
+)
+
+// Create makes a VM, and starts it if asked to. If it fails before the guest ran, or is
+// cancelled, nothing of the VM is left. A VM whose guest ran but never answered stays as
+// failed, for its console to be read, unless it was to be removed anyway.
+func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM, error) {
+	begin := time.Now()
+	spec, err := m.fill(req)
+	if err != nil {
+		return VM{}, err
+	}
+	v := VM{ID: newID(), Name: req.Name, Spec: spec, State: Creating, MachineID: randomHex(16), CreatedAt: begin.UTC()}
+	if spec.Net != NetNone {
+		v.MAC = macOf(v.ID)
+	}
+	if v.HostKey, v.HostKeyPub, err = newHostKey(); err != nil {
+		return VM{}, err
+	}
+	unlock, err := m.locks.Lock(ctx, v.ID, "created")
+	if err != nil {
+		return VM{}, err
+	}
+	defer unlock()
+	o.About(v.ID)
+
+	var u undo.Stack
+	fail := func(err error) (VM, error) {
+		if undone := u.Rollback(ctx); undone != nil {
+			m.markFailed(ctx, v.ID, errors.Join(err, undone))
+		}
+		return VM{}, err
+	}
+	if v, err = m.register(ctx, v, &u); err != nil {
+		return fail(err)
+	}
+	if spec.Lease != "" && !m.leases.holds(spec.Lease) {
+		return fail(errs.New(errs.Conflict, "the client that wanted this VM is gone"))
+	}
+	o.Stage("making the disk", 0, 0)
+	if err := os.MkdirAll(m.dir(v.ID), 0o700); err != nil {
+		return fail(errs.New(errs.Internal, "make the VM's directory").Because(err))
+	}
+	if v.Disk, err = m.Disks.Clone(ctx, v.Base, disk.Spec{Dir: m.dir(v.ID), Bytes: spec.DiskBytes}); err != nil {
+		return fail(err)
+	}
+	made := func(x *VM) error {
+		x.Disk = v.Disk
+		if !req.Start {
+			return x.To(Stopped, "")
+		}
+		return nil
+	}
+	live := []Change{{KindDisk, Live}, {KindDirectory, Live}}
+	if req.Start {
+		live = append(live, Change{KindMachine, Pending})
+	}
+	if v, err = m.Store.Update(ctx, v.ID, "created", made, live...); err != nil {
+		return fail(err)
+	}
+	if !req.Start {
+		u.Disarm()
+		return v, nil
+	}
+	v, err = m.boot(ctx, o, v, begin, req.Wait)
+	if err == nil {
+		u.Disarm()
+		return v, nil
+	}
+	if keepForReading(err) && spec.Lease == "" && !spec.AutoRemove && ctx.Err() == nil {
+		u.Disarm()
+		m.markFailed(ctx, v.ID, err)
+		return v, err
+	}
+	return fail(err)
+}
+
+// register writes the VM's row, under an invented name if it has none, and takes hold of
+// its image and kernel: from then on neither can be removed.
+func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error) {
+	m.artefacts.RLock()
+	defer m.artefacts.RUnlock()
+	img, err := m.Images.Image(v.Spec.Image)
+	if err != nil {
+		return v, err
+	}
+	k, err := m.Kernels.Kernel(v.Spec.Kernel)
+	if err != nil {
+		return v, err
+	}
+	if _, err := m.Hypervisor.Accel(ctx, v.Spec.Accel, k.Vmlinux); err != nil {
+		return v, err
+	}
+	v.Base = disk.Base{Path: img.Path, Bytes: img.VirtualBytes}
+	if _, err := disk.VirtualBytes(v.Base, disk.Spec{Bytes: v.Spec.DiskBytes}); err != nil {
+		return v, err
+	}
+	u.Push("VM "+v.ID, func(ctx context.Context) error { return m.remove(ctx, v.ID, "its creation failed") })
+	if v.Name != "" {
+		return v, m.Store.Create(ctx, v, KindDirectory, KindDisk)
+	}
+	for {
+		vms, err := m.Store.List(ctx)
+		if err != nil {
+			return v, err
+		}
+		v.Name = inventName(func(n string) bool {
+			for _, o := range vms {
+				if o.Name == n {
+					return true
+				}
+			}
+			return false
+		})
+		err = m.Store.Create(ctx, v, KindDirectory, KindDisk)
+		if errs.KindOf(err) != errs.Conflict { // someone took the name just now
+			return v, err
+		}
+	}
+}
+
+// fill checks a request and fills in the defaults.
+func (m *Manager) fill(req Request) (Spec, error) {
+	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
+		Accel: req.Accel, Env: req.Env, AutoRemove: req.AutoRemove, Lease: req.Lease}
+	if req.Name != "" {
+		if err := CheckName(req.Name); err != nil {
+			return s, err
+		}
+	}
+	if s.Image == "" {
+		s.Image = m.DefaultImage
+	}
+	if s.Kernel == "" {
+		s.Kernel = m.DefaultKernel
+	}
+	if req.CPUs != nil {
+		s.CPUs = *req.CPUs
+	}
+	if s.CPUs < 1 || s.CPUs > maxCPUs {
+		return s, errs.New(errs.Invalid, "a VM can't have %d CPUs", s.CPUs).Try("choose 1 to %d; this host has %d", maxCPUs, m.Host.CPUs)
+	}
+	if req.MemoryBytes != nil {
+		s.MemoryBytes = *req.MemoryBytes &^ (1<<20 - 1) // whole MiB, as VMMs count it
+	}
+	switch {
+	case s.MemoryBytes < minMemory:
+		return s, errs.New(errs.Invalid, "a VM can't boot in %d bytes of memory", *req.MemoryBytes).Try("give it at least %d MiB", minMemory>>20)
+	case s.MemoryBytes > m.Host.MemoryBytes:
+		return s, errs.New(errs.Invalid, "a VM can't have %d MiB of memory: this host has %d MiB", s.MemoryBytes>>20, m.Host.MemoryBytes>>20)
+	}
+	if req.DiskBytes != nil {
+		if *req.DiskBytes <= 0 {
+			return s, errs.New(errs.Invalid, "a disk can't have %d bytes", *req.DiskBytes)
+		}
+		s.DiskBytes = *req.DiskBytes
+	}
+	switch req.Net {
+	case "", "auto", "user":
+		s.Net = NetUser
+	case "none":
+		s.Net = NetNone
+	case "bridge":
+		return s, errs.New(errs.Unavailable, "this version of banger has no bridge networking").Try("use --net user or --net none")
+	default:
+		return s, errs.New(errs.Invalid, "there is no network mode %q", req.Net).Try("use auto, user or none")
+	}
+	switch s.Accel {
+	case "":
+		s.Accel = "auto"
+	case "auto", "kvm", "tcg":
+	default:
+		return s, errs.New(errs.Invalid, "there is no acceleration %q", s.Accel).Try("use auto, kvm or tcg")
+	}
+	if err := req.Wait.check(); err != nil {
+		return s, err
+	}
+	for _, kv := range s.Env {
+		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" || strings.ContainsRune(kv, 0) {
+			return s, errs.New(errs.Invalid, "%q is no environment variable", kv).Try("write it as KEY=VALUE")
+		}
+	}
+	return s, nil
+}

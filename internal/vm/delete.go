@@ -1,0 +1,78 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"banger/internal/errs"
+)
+
+// Delete removes a VM with its disk. One that runs is refused unless force is set. A VM
+// that can't be removed wholly stays as failed, and says why.
+func (m *Manager) Delete(ctx context.Context, id string, force bool) error {
+	v, unlock, err := m.lock(ctx, id, "removed")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if v.State.HasMachine() && !force {
+		return errs.New(errs.Conflict, "VM %s is %s", v.Name, v.State).
+			Try("stop it first, or remove it as it is: banger rm -f %s", v.Name)
+	}
+	return m.remove(context.WithoutCancel(ctx), id, "rm")
+}
+
+// remove takes away everything of a VM, its row last. It serves deletion, the rollback of
+// a creation and recovery alike; what is not there is passed over. The VM's lock is held.
+func (m *Manager) remove(ctx context.Context, id, cause string) error {
+	v, err := m.Store.Update(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") })
+	if errs.KindOf(err) == errs.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = m.removeMachine(ctx, v)
+	if err == nil { // a machine that still runs needs its files
+		err = errors.Join(m.Disks.Remove(ctx, m.dir(id)), os.RemoveAll(m.dir(id)))
+	}
+	if err == nil {
+		err = m.Store.Delete(ctx, id, cause, KindDisk, KindDirectory)
+	}
+	if err != nil {
+		m.markFailed(ctx, id, err)
+		return errs.New(errs.Internal, "VM %s can't be removed", v.Name).Because(err).Try("mend that, then: banger rm %s", v.Name)
+	}
+	return nil
+}
+
+// removeMachine ends the VM's machine, if it has one, and forgets it. The VM's lock is held.
+func (m *Manager) removeMachine(ctx context.Context, v VM) error {
+	m.mu.Lock()
+	r := m.running[v.ID]
+	delete(m.running, v.ID)
+	m.mu.Unlock()
+	var err error
+	if r != nil {
+		err = r.machine.Kill(ctx)
+		err = errors.Join(err, r.close())
+	}
+	if err = errors.Join(err, m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine)); err != nil {
+		return err
+	}
+	_, err = m.Store.Update(ctx, v.ID, "machine removed", func(x *VM) error {
+		x.Machine = nil
+		return nil
+	}, Change{KindMachine, Gone})
+	return err
+}
+
+// markFailed records why a VM can't go on. Failing to record it leaves the VM in a state
+// that recovery resolves.
+func (m *Manager) markFailed(ctx context.Context, id string, reason error) {
+	_, err := m.Store.Update(context.WithoutCancel(ctx), id, "failed", func(x *VM) error { return x.To(Failed, reason.Error()) })
+	if err != nil && errs.KindOf(err) != errs.NotFound {
+		m.Log.Error("record that a VM failed", "vm", id, "reason", reason, "err", err)
+	}
+}

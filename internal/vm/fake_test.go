@@ -1,0 +1,321 @@
+package vm_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"banger/internal/disk"
+	"banger/internal/disk/qcow2"
+	"banger/internal/errs"
+	"banger/internal/guest/proto"
+	"banger/internal/host"
+	"banger/internal/hypervisor"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/op"
+	"banger/internal/store"
+	"banger/internal/vm"
+)
+
+// world is a host in memory with a real store and real disks. It outlives managers, as a
+// host does daemons.
+type world struct {
+	t    *testing.T
+	dir  string
+	base string
+
+	mu       sync.Mutex
+	machines map[string]*machine // by directory
+	nextPID  int
+	fail     string // the step that fails: launch, channel, configure, adopt, remove, disk
+	silent   bool   // guests never answer
+	boot     string // what init says of its start
+	ignores  bool   // guests take no notice of a shutdown
+	lastConf proto.Configure
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, dir: t.TempDir(), machines: map[string]*machine{}, nextPID: 100, boot: "running"}
+	w.base = filepath.Join(w.dir, "base.ext4")
+	if err := os.WriteFile(w.base, make([]byte, 1<<20), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *world) failing(step string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fail == step {
+		return fmt.Errorf("%s fails", step)
+	}
+	return nil
+}
+
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
+// daemon opens a manager as a starting daemon does. The function it returns ends it.
+func (w *world) daemon() (*vm.Manager, func()) {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(w.t.Context())
+	s, err := store.Open(ctx, filepath.Join(w.dir, "banger.db"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	m := vm.NewManager(ctx, vm.Config{
+		Dir: filepath.Join(w.dir, "vms"), Store: s, Disks: failingDisks{qcow2.Driver{}, w}, Hypervisor: w, Images: w, Kernels: w,
+		Connect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30}, DefaultImage: "tiny", DefaultKernel: "debian",
+		Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)),
+	})
+	if err := m.Recover(ctx); err != nil {
+		w.t.Errorf("recover: %v", err)
+	}
+	return m, sync.OnceFunc(func() {
+		cancel()
+		if err := m.Close(); err != nil {
+			w.t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+// census lists what exists on the host: machines and VMs' directories.
+func (w *world) census() (found []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for dir := range w.machines {
+		found = append(found, "machine "+filepath.Base(dir))
+	}
+	entries, err := os.ReadDir(filepath.Join(w.dir, "vms"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		w.t.Fatal(err)
+	}
+	for _, e := range entries {
+		found = append(found, "directory "+e.Name())
+	}
+	slices.Sort(found)
+	return found
+}
+
+type failingDisks struct {
+	disk.Driver
+	w *world
+}
+
+func (d failingDisks) Clone(ctx context.Context, b disk.Base, s disk.Spec) (disk.Volume, error) {
+	v, err := d.Driver.Clone(ctx, b, s)
+	if err == nil {
+		err = d.w.failing("disk") // after the fact: something is there to undo
+	}
+	return v, err
+}
+
+func (w *world) Image(name string) (image.Image, error) {
+	if name != "tiny" {
+		return image.Image{}, errs.New(errs.NotFound, "there is no image %q", name)
+	}
+	return image.Image{Name: name, Path: w.base, VirtualBytes: 1 << 20}, nil
+}
+
+func (w *world) Kernel(name string) (kernel.Kernel, error) {
+	if name != "debian" {
+		return kernel.Kernel{}, errs.New(errs.NotFound, "there is no kernel %q", name)
+	}
+	return kernel.Kernel{Name: name, Vmlinux: "/k/vmlinux", ModulesImage: "/k/modules.ext4"}, nil
+}
+
+func (w *world) Initramfs(context.Context, kernel.Kernel) (string, error) {
+	return "/k/initramfs", w.failing("initramfs")
+}
+
+func (w *world) Accel(_ context.Context, want, _ string) (hypervisor.Accel, error) {
+	if want == "kvm" {
+		return "", errs.New(errs.Unavailable, "there is no KVM here")
+	}
+	return hypervisor.TCG, nil
+}
+
+func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervisor.Machine, error) {
+	if err := w.failing("launch"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, err := os.Stat(spec.Disks[0].Path); err != nil {
+		return nil, err
+	}
+	w.nextPID++
+	m := &machine{w: w, done: make(chan struct{}), rec: hypervisor.Record{
+		VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID}}}
+	w.machines[spec.Dir] = m
+	return m, nil
+}
+
+func (w *world) Adopt(_ context.Context, rec hypervisor.Record) (hypervisor.Machine, error) {
+	if err := w.failing("adopt"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m, ok := w.machines[rec.Dir]
+	if !ok || m.rec != rec {
+		return nil, errs.New(errs.NotFound, "process %d is gone", rec.Process.PID)
+	}
+	return m, nil
+}
+
+func (w *world) Remove(_ context.Context, _, dir string, _ *hypervisor.Record) error {
+	if err := w.failing("remove"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	m := w.machines[dir]
+	w.mu.Unlock()
+	if m != nil {
+		m.end("killed", true)
+	}
+	return nil
+}
+
+func (w *world) ReadLog(string) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader("Kernel panic \x1b[31m- not syncing\n")), nil
+}
+
+type machine struct {
+	w    *world
+	rec  hypervisor.Record
+	done chan struct{}
+	exit hypervisor.Exit
+}
+
+// end is the end of the machine's process, whoever brings it about.
+func (m *machine) end(reason string, clean bool) {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	if m.w.machines[m.rec.Dir] == m {
+		delete(m.w.machines, m.rec.Dir)
+		m.exit = hypervisor.Exit{Reason: reason, Clean: clean}
+		close(m.done)
+	}
+}
+
+func (m *machine) Record() hypervisor.Record    { return m.rec }
+func (m *machine) Console() hypervisor.Console  { return nil }
+func (m *machine) Pause(context.Context) error  { return nil }
+func (m *machine) Resume(context.Context) error { return nil }
+func (m *machine) Kill(context.Context) error   { m.end("killed", true); return nil }
+func (m *machine) Done() <-chan struct{}        { return m.done }
+func (m *machine) Exit() hypervisor.Exit        { return m.exit }
+func (m *machine) Close() error                 { return nil }
+
+func (m *machine) Channel(context.Context) (net.Conn, error) {
+	if err := m.w.failing("channel"); err != nil {
+		return nil, err
+	}
+	a, _ := net.Pipe()
+	return conn{a, m}, nil
+}
+
+type conn struct {
+	net.Conn
+	m *machine
+}
+
+func (w *world) connect(ctx context.Context, c net.Conn) (vm.Guest, error) {
+	w.mu.Lock()
+	silent := w.silent
+	w.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return &fakeGuest{c.(conn).m, make(chan struct{})}, nil
+}
+
+type fakeGuest struct {
+	m    *machine
+	done chan struct{}
+}
+
+func (g *fakeGuest) Call(ctx context.Context, method string, params, result any) error {
+	if err := g.m.w.failing(method); err != nil {
+		return err
+	}
+	w := g.m.w
+	switch method {
+	case proto.MethodConfigure:
+		w.set(func() { w.lastConf = params.(proto.Configure) })
+	case proto.MethodWaitBoot:
+		raw, err := json.Marshal(proto.Boot{State: w.boot})
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, result)
+	case proto.MethodShutdown:
+		if !w.ignores {
+			g.m.end("powered off by the guest", true)
+		}
+	}
+	return nil
+}
+
+func (g *fakeGuest) Join(context.Context, proto.Header, *net.UnixConn) error { return nil }
+func (g *fakeGuest) Done() <-chan struct{}                                   { return g.done }
+func (g *fakeGuest) Close() error                                            { return nil }
+
+// operation runs a verb as the server does and returns the warnings it gave.
+func operation(t *testing.T, run func(context.Context, *op.Operation) error) (warnings []string, err error) {
+	t.Helper()
+	o := op.NewRegistry(t.Context()).Start("test", run)
+	o.Follow(t.Context(), func(e op.Event) bool {
+		if e.Warning != "" {
+			warnings = append(warnings, e.Warning)
+		}
+		err = e.Err
+		return true
+	})
+	return warnings, err
+}
+
+// create creates and starts a VM.
+func create(t *testing.T, m *vm.Manager, req vm.Request) (v vm.VM, err error) {
+	t.Helper()
+	req.Start = true
+	_, err = operation(t, func(ctx context.Context, o *op.Operation) error {
+		v, err = m.Create(ctx, o, req)
+		return err
+	})
+	return v, err
+}
+
+// settled waits until the VM is in the state given.
+func settled(t *testing.T, m *vm.Manager, name string, want vm.State) vm.VM {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		v, err := m.Find(t.Context(), name)
+		if err == nil && v.State == want {
+			return v
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("VM %s is %s (%v), not %s", name, v.State, err, want)
+		}
+	}
+}

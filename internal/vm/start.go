@@ -1,0 +1,320 @@
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"banger/internal/errs"
+	"banger/internal/guest/proto"
+	"banger/internal/hypervisor"
+	"banger/internal/op"
+	"banger/internal/undo"
+)
+
+// Wait says when a start is done.
+type Wait string
+
+const (
+	WaitBoot  Wait = "boot"  // when the image's init has finished its start
+	WaitAgent Wait = "agent" // when the guest answers
+)
+
+func (w Wait) check() error {
+	switch w {
+	case "", WaitBoot, WaitAgent:
+		return nil
+	}
+	return errs.New(errs.Invalid, "there is nothing called %q to wait for", string(w)).Try("use boot or agent")
+}
+
+const (
+	// readyLimit bounds the time from launch until the guest answers: 2 s for a small
+	// guest translated in software on an idle host, some ten times that on a busy one.
+	readyLimit = 120 * time.Second
+
+	// endGrace is how long after its connections a dying machine may end.
+	endGrace = 2 * time.Second
+
+	// bootLimit bounds the time that an image's init may take to finish its start after
+	// that. A slow or broken unit makes a start late, never failed.
+	bootLimit = 180 * time.Second
+)
+
+// Start starts a stopped or failed VM: every host object of it is made afresh.
+func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wait) (VM, error) {
+	begin := time.Now()
+	if err := wait.check(); err != nil {
+		return VM{}, err
+	}
+	v, unlock, err := m.lock(ctx, id, "started")
+	if err != nil {
+		return VM{}, err
+	}
+	defer unlock()
+	if v.State != Stopped && v.State != Failed {
+		return v, errs.New(errs.Conflict, "VM %s is %s already", v.Name, v.State)
+	}
+	if err := m.removeMachine(ctx, v); err != nil { // stale remains of an earlier life
+		return v, err
+	}
+	pending := Change{KindMachine, Pending}
+	if v, err = m.Store.Update(ctx, id, "start", func(*VM) error { return nil }, pending); err != nil {
+		return v, err
+	}
+	was := v.State
+	if v, err = m.boot(ctx, o, v, begin, wait); err == nil {
+		return v, nil
+	}
+	reason := err
+	if !keepForReading(err) && was == Stopped { // nothing ran: the VM is what it was
+		return v, err
+	}
+	m.markFailed(ctx, id, reason)
+	return v, err
+}
+
+// neverReady is a guest that ran without ever answering. Its console may tell why.
+type neverReady struct{ error }
+
+func (e neverReady) Unwrap() error { return e.error }
+
+func keepForReading(err error) bool {
+	_, ok := errors.AsType[neverReady](err)
+	return ok
+}
+
+// boot launches v's machine and brings it to running. The machine's row is pending. If it
+// fails nothing of the machine is left but its logs.
+func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait) (_ VM, err error) {
+	var u undo.Stack
+	defer func() {
+		if undone := u.Rollback(ctx); undone != nil {
+			err = errors.Join(err, undone)
+		}
+	}()
+	u.Push("machine of VM "+v.ID, func(ctx context.Context) error { return m.removeMachine(ctx, v) })
+	spec, err := m.machineSpec(ctx, v)
+	if err != nil {
+		return v, err
+	}
+	o.Stage("starting the machine", 0, 0)
+	machine, err := m.Hypervisor.Launch(ctx, spec)
+	if err != nil {
+		return v, err
+	}
+	rec := machine.Record()
+	v.Machine = &rec // what the undo above needs to find it
+	r := &running{machine: machine, connect: m.Connect}
+	u.Push("connection to VM "+v.ID, func(context.Context) error { return r.close() })
+	if _, err = m.Store.Update(ctx, v.ID, "launched", func(x *VM) error {
+		x.Machine = &rec
+		return nil
+	}, Change{KindMachine, Live}); err != nil {
+		return v, err
+	}
+
+	o.Stage("waiting for the guest", 0, 0)
+	if err := m.ready(ctx, v, r); err != nil {
+		return v, m.withConsole(v, err)
+	}
+	took := time.Since(begin)
+	if wait != WaitAgent {
+		o.Stage("waiting for the guest's init", 0, 0)
+		if note, err := m.initDone(ctx, r); err != nil {
+			return v, m.withConsole(v, err)
+		} else if note != "" {
+			o.Warn(fmt.Sprintf("VM %s: %s", v.Name, note))
+		}
+		took = time.Since(begin)
+	}
+	v, err = m.Store.Update(ctx, v.ID, "started", func(x *VM) error {
+		x.StartedAt, x.StartTook = time.Now().UTC(), took
+		return x.To(Running, "")
+	})
+	if err != nil {
+		return v, err
+	}
+	u.Disarm()
+	m.watch(v.ID, r)
+	return v, nil
+}
+
+// ready returns once the guest has answered and has its identity.
+func (m *Manager) ready(ctx context.Context, v VM, r *running) error {
+	limited, cancel := context.WithTimeout(ctx, readyLimit)
+	defer cancel()
+	go func() { // a machine that ends will never answer
+		select {
+		case <-r.machine.Done():
+			cancel()
+		case <-limited.Done():
+		}
+	}()
+	g, err := r.channel(limited)
+	if err == nil {
+		err = m.configure(limited, v, g)
+	}
+	if err == nil {
+		return nil
+	}
+	select { // a connection that broke was perhaps the first sign of the machine's end
+	case <-r.machine.Done():
+		return neverReady{errs.New(errs.Internal, "the machine of VM %s ended before its guest answered", v.Name).
+			Because(errors.New(r.machine.Exit().Reason))}
+	case <-limited.Done():
+	case <-time.After(endGrace):
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(limited.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("no answer within %v", readyLimit)
+	}
+	return neverReady{errs.New(errs.Unavailable, "the guest of VM %s never became ready", v.Name).Because(err)}
+}
+
+// initDone waits for the image's init to finish its start. It returns a note if that did
+// not go well; an error only if the machine or ctx ended.
+func (m *Manager) initDone(ctx context.Context, r *running) (note string, err error) {
+	limited, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	g, err := r.channel(limited)
+	var boot proto.Boot
+	if err == nil {
+		err = g.Call(limited, proto.MethodWaitBoot, nil, &boot)
+	}
+	select {
+	case <-r.machine.Done():
+		return "", neverReady{errs.New(errs.Internal, "the machine ended while its init was starting").
+			Because(errors.New(r.machine.Exit().Reason))}
+	default:
+	}
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case errors.Is(limited.Err(), context.DeadlineExceeded):
+		return fmt.Sprintf("its init has not finished starting after %v", bootLimit), nil
+	case err != nil:
+		return "can't tell how its init started: " + err.Error(), nil
+	case boot.State != "running":
+		return fmt.Sprintf("its init started %s; some of its units failed", boot.State), nil
+	}
+	return "", nil
+}
+
+func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec, error) {
+	k, err := m.Kernels.Kernel(v.Spec.Kernel)
+	if err != nil {
+		return hypervisor.MachineSpec{}, err
+	}
+	initramfs, err := m.Kernels.Initramfs(ctx, k)
+	if err != nil {
+		return hypervisor.MachineSpec{}, err
+	}
+	accel, err := m.Hypervisor.Accel(ctx, v.Spec.Accel, k.Vmlinux)
+	if err != nil {
+		return hypervisor.MachineSpec{}, err
+	}
+	s := hypervisor.MachineSpec{
+		VMID: v.ID, Dir: m.dir(v.ID), Accel: accel,
+		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
+		Kernel: k.Vmlinux, Initramfs: initramfs,
+		// Units that images with separate /home and /var disks carry, which would
+		// otherwise hold up the boot for disks that are not there.
+		Cmdline: []string{"banger.root=/dev/vda", "systemd.mask=home.mount", "systemd.mask=var.mount"},
+		Disks:   []hypervisor.Disk{{Path: v.Disk.Path, Format: v.Disk.Format, Backing: v.Base.Path}},
+	}
+	if k.ModulesImage != "" {
+		s.Disks = append(s.Disks, hypervisor.Disk{Path: k.ModulesImage, Format: "raw", ReadOnly: true})
+		s.Cmdline = append(s.Cmdline, "banger.modules=/dev/vdb")
+	}
+	if v.Spec.Net == NetUser {
+		s.NICs = []hypervisor.NIC{{Mode: "user", MAC: v.MAC}}
+	}
+	return s, nil
+}
+
+// The addresses that QEMU's user network gives its one guest.
+const (
+	UserNetAddress = "10.0.2.15"
+	userNetGateway = "10.0.2.2"
+	userNetDNS     = "10.0.2.3"
+)
+
+// configure gives the guest its identity.
+func (m *Manager) configure(ctx context.Context, v VM, g Guest) error {
+	entropy := make([]byte, 64)
+	rand.Read(entropy)
+	c := proto.Configure{
+		VMID: v.ID, Hostname: v.Name, MachineID: v.MachineID, Env: v.Spec.Env,
+		SSHHostKey: v.HostKey, AuthorizedKeys: m.AuthorizedKeys,
+		UnixNanos: time.Now().UnixNano(), Entropy: entropy, GrowRoot: true,
+	}
+	if v.Spec.Net == NetUser {
+		c.Links = []proto.Link{{MAC: v.MAC, Addresses: []string{UserNetAddress + "/24"}, Gateway: userNetGateway}}
+		c.Nameservers = []string{userNetDNS}
+	}
+	return g.Call(ctx, proto.MethodConfigure, c, nil)
+}
+
+// withConsole adds to err what the guest's console said last and where the rest is.
+func (m *Manager) withConsole(v VM, err error) error {
+	if !keepForReading(err) {
+		return err
+	}
+	log, openErr := m.Hypervisor.ReadLog(m.dir(v.ID))
+	if openErr != nil {
+		return err
+	}
+	defer log.Close()
+	tail := newTail(2 << 10)
+	if _, readErr := io.Copy(tail, log); readErr != nil || tail.empty() {
+		return err
+	}
+	e := errs.New(errs.KindOf(err), "%v\nits console said last:\n%s", err, tail)
+	if v.Spec.Lease == "" && !v.Spec.AutoRemove {
+		e = e.Try("banger logs %s shows all of it; its files are in %s", v.Name, m.dir(v.ID))
+	}
+	return neverReady{e}
+}
+
+// tail keeps the last bytes written to it.
+type tail struct {
+	max  int
+	last []byte
+}
+
+func newTail(max int) *tail { return &tail{max: max} }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.last = append(t.last, p...)
+	if over := len(t.last) - t.max; over > 0 {
+		t.last = append(t.last[:0], t.last[over:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) empty() bool { return strings.TrimSpace(t.String()) == "" }
+
+// String gives whole lines, indented, with what could steer a terminal left out: a guest
+// chooses these bytes.
+func (t *tail) String() string {
+	text := string(t.last)
+	if len(t.last) == t.max {
+		_, text, _ = strings.Cut(text, "\n")
+	}
+	text = strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) && r != utf8.RuneError {
+			return r
+		}
+		return -1
+	}, text)
+	return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")
+}

@@ -1,0 +1,130 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"banger/internal/errs"
+	"banger/internal/guest/proto"
+	"banger/internal/op"
+)
+
+// StopLimit is how long a guest may take to power off, unless the caller says otherwise.
+const StopLimit = 60 * time.Second
+
+// Stop powers the VM off: its guest is asked, and killed if it takes longer than limit.
+// The disk stays. A VM that is to be removed when it stops is removed.
+func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit time.Duration) (VM, error) {
+	v, unlock, err := m.lock(ctx, id, "stopped")
+	if err != nil {
+		return VM{}, err
+	}
+	defer unlock()
+	if v.State == Stopped {
+		return v, nil
+	}
+	r, err := m.machineOf(v)
+	if err != nil {
+		return v, err
+	}
+	if v, err = m.Store.Update(ctx, id, "stop", func(x *VM) error { return x.To(Stopping, "") }); err != nil {
+		return v, err
+	}
+	if limit > 0 {
+		o.Stage("waiting for the guest to power off", 0, 0)
+		if err := m.powerOff(ctx, r, limit); err != nil {
+			o.Warn(fmt.Sprintf("VM %s did not power off, so it was killed: %v", v.Name, err))
+		}
+	}
+	// From here on there is no way back: a caller that leaves changes nothing.
+	return m.settle(context.WithoutCancel(ctx), v, Stopped, "")
+}
+
+// powerOff asks the guest to end and waits until the machine has.
+func (m *Manager) powerOff(ctx context.Context, r *running, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	g, err := r.channel(ctx)
+	if err == nil {
+		err = g.Call(ctx, proto.MethodShutdown, proto.Shutdown{}, nil)
+	}
+	if err != nil && ctx.Err() == nil {
+		select {
+		case <-r.machine.Done(): // it went before its answer did
+			return nil
+		default:
+			return err
+		}
+	}
+	select {
+	case <-r.machine.Done():
+		return nil
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return fmt.Errorf("it was still running after %v", limit)
+		}
+		return ctx.Err()
+	}
+}
+
+// settle removes what is left of v's machine and brings v to rest in the state given, or
+// removes it altogether if that was asked for. v's lock is held.
+func (m *Manager) settle(ctx context.Context, v VM, state State, reason string) (VM, error) {
+	if err := m.removeMachine(ctx, v); err != nil {
+		m.markFailed(ctx, v.ID, err)
+		return v, err
+	}
+	if v.Spec.AutoRemove || v.Spec.Lease != "" {
+		return v, m.remove(ctx, v.ID, "it stopped")
+	}
+	return m.Store.Update(ctx, v.ID, "stopped", func(x *VM) error {
+		x.StoppedAt = time.Now().UTC()
+		return x.To(state, reason)
+	})
+}
+
+// watch keeps the machine of a running VM in sight: when it ends by itself the VM settles.
+func (m *Manager) watch(id string, r *running) {
+	m.mu.Lock()
+	m.running[id] = r
+	m.mu.Unlock()
+	m.watchers.Go(func() {
+		select {
+		case <-r.machine.Done():
+		case <-m.ctx.Done():
+			return
+		}
+		if err := m.ended(id, r); err != nil {
+			m.Log.Error("settle a VM whose machine ended", "vm", id, "err", err)
+		}
+	})
+}
+
+// ended settles a VM whose machine is gone, unless the verb that ended it does so itself.
+func (m *Manager) ended(id string, r *running) error {
+	ctx := m.ctx
+	v, unlock, err := m.lock(ctx, id, "settled after its machine ended")
+	if errs.KindOf(err) == errs.NotFound || ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m.mu.Lock()
+	current := m.running[id] == r
+	m.mu.Unlock()
+	if !current {
+		return nil
+	}
+	exit := r.machine.Exit()
+	state := Failed
+	if exit.Clean {
+		state = Stopped
+	}
+	m.Log.Info("machine ended", "vm", id, "name", v.Name, "reason", exit.Reason)
+	_, err = m.settle(ctx, v, state, exit.Reason)
+	return err
+}

@@ -1,0 +1,170 @@
+// Package vm owns virtual machines as users know them: their names, their states, and the
+// one way through each verb. It declares what it needs of disks, machines, images and the
+// store, and knows nothing of HTTP, SQL or QEMU.
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"banger/internal/disk"
+	"banger/internal/guest/proto"
+	"banger/internal/hypervisor"
+	"banger/internal/image"
+	"banger/internal/kernel"
+)
+
+// Spec is what was asked for, with every default filled in.
+type Spec struct {
+	Image       string   `json:"image"`
+	Kernel      string   `json:"kernel"`
+	CPUs        int      `json:"cpus"`
+	MemoryBytes int64    `json:"memory_bytes"`
+	DiskBytes   int64    `json:"disk_bytes"` // 0: the image's size
+	Net         Net      `json:"net"`
+	Accel       string   `json:"accel"` // auto, kvm or tcg
+	Env         []string `json:"env,omitempty"`
+	AutoRemove  bool     `json:"auto_remove,omitempty"`
+	Lease       string   `json:"lease,omitempty"` // removed when this lease ends
+}
+
+// Net is how a VM is connected.
+type Net string
+
+const (
+	NetNone Net = "none" // no interface
+	NetUser Net = "user" // the VMM's own network stack, which needs no privilege
+)
+
+// VM is one virtual machine: what was asked for, what it is, and where it stands.
+type VM struct {
+	ID     string `json:"id"` // 12 hex digits, never reused
+	Name   string `json:"name"`
+	Spec   Spec   `json:"spec"`
+	State  State  `json:"state"`
+	Reason string `json:"reason,omitempty"` // why it is failed, or why it stopped if nobody asked
+
+	MachineID  string `json:"machine_id"` // of the guest's operating system, 32 hex digits
+	MAC        string `json:"mac,omitempty"`
+	HostKey    string `json:"ssh_host_key"`     // of the agent's SSH server: PEM
+	HostKeyPub string `json:"ssh_host_key_pub"` // its public half: "ssh-ed25519 AAAA…"
+
+	Base    disk.Base          `json:"base"`
+	Disk    disk.Volume        `json:"disk"`
+	Machine *hypervisor.Record `json:"machine,omitempty"`
+
+	CreatedAt time.Time     `json:"created_at"`
+	StartedAt time.Time     `json:"started_at,omitzero"`
+	StoppedAt time.Time     `json:"stopped_at,omitzero"`
+	StartTook time.Duration `json:"start_took,omitempty"` // of the last start, until the guest answered
+}
+
+// Kind is a kind of host object that a VM owns at most one of. Names and paths derive from
+// the VM's id, so whoever removes one needs no memory of how it was made.
+type Kind string
+
+const (
+	KindDirectory Kind = "directory" // its directory with logs and sockets
+	KindDisk      Kind = "disk"      // its root volume
+	KindMachine   Kind = "machine"   // its VMM process
+)
+
+// Resource is a host object as the store knows it: pending from before it is made until
+// after, live from then until it is gone.
+type Resource struct {
+	Kind Kind
+	Live bool
+}
+
+// Store keeps VMs. Each method is one transaction, durable when it returns.
+type Store interface {
+	// Create adds a VM with the resources it is about to make. errs.Conflict if the
+	// name is taken.
+	Create(ctx context.Context, v VM, pending ...Kind) error
+	Get(ctx context.Context, ref string) (VM, error) // by id or exact name
+	List(ctx context.Context) ([]VM, error)          // by name
+	// Update changes a VM and the resources it names, in one step. A change of state
+	// is recorded as an event with its cause.
+	Update(ctx context.Context, id, cause string, change func(*VM) error, resources ...Change) (VM, error)
+	// Delete drops the row of a VM whose last resources are the ones named, now gone.
+	Delete(ctx context.Context, id, cause string, gone ...Kind) error
+	Resources(ctx context.Context, id string) ([]Resource, error)
+}
+
+// Change is what happens to a resource in an Update.
+type Change struct {
+	Kind   Kind
+	Status Status
+}
+
+// Status is what a resource becomes.
+type Status string
+
+const (
+	Pending Status = "pending"
+	Live    Status = "live"
+	Gone    Status = "gone"
+)
+
+// Hypervisor launches, adopts and removes machines.
+type Hypervisor interface {
+	hypervisor.Hypervisor
+
+	// Accel settles how a machine that is to boot this vmlinux is run: as asked for with
+	// kvm or tcg, or for auto with KVM where that is proven to work. errs.Unavailable if
+	// the VMM itself is missing.
+	Accel(ctx context.Context, want, vmlinux string) (hypervisor.Accel, error)
+
+	// Remove ends the machine that was launched in dir for the VM, if one is there, and
+	// removes its sockets; logs stay. The record may be missing when a crash came
+	// between launch and record. Finding nothing is success.
+	Remove(ctx context.Context, vmid, dir string, rec *hypervisor.Record) error
+
+	// ReadLog reads the console log that machines launched in dir have left.
+	ReadLog(dir string) (io.ReadCloser, error)
+}
+
+// Images finds images by name.
+type Images interface {
+	Image(name string) (image.Image, error)
+}
+
+// Kernels finds kernels by name, and makes what boots them.
+type Kernels interface {
+	Kernel(name string) (kernel.Kernel, error)
+	// Initramfs returns the path of the kernel's initramfs with the guest agent in it.
+	Initramfs(ctx context.Context, k kernel.Kernel) (string, error)
+}
+
+// Guest is the host end of a VM's control channel.
+type Guest interface {
+	Call(ctx context.Context, method string, params, result any) error
+	// Join opens a stream for a client and moves its bytes until both directions ended.
+	Join(ctx context.Context, h proto.Header, client *net.UnixConn) error
+	Done() <-chan struct{}
+	Close() error
+}
+
+// Connect makes a Guest of a fresh connection to a machine's control channel; it returns
+// once the guest has answered.
+type Connect func(ctx context.Context, conn net.Conn) (Guest, error)
+
+// newID returns a VM id.
+func newID() string { return randomHex(6) }
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	rand.Read(b) // never fails: crypto/rand ends the program instead
+	return hex.EncodeToString(b)
+}
+
+// macOf derives a VM's hardware address from its id. The first octet marks it as locally
+// administered and unicast.
+func macOf(id string) string {
+	return fmt.Sprintf("02:%s:%s:%s:%s:%s", id[0:2], id[2:4], id[4:6], id[6:8], id[8:10])
+}
