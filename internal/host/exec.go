@@ -185,7 +185,9 @@ func debianPackage(program string) string {
 		return "openssh-client"
 	case "dpkg-deb", "dpkg":
 		return "dpkg"
-	case "apt-get", "apt-cache":
+	case "depmod", "modprobe":
+		return "kmod"
+	case "apt-get", "apt-cache", "apt-config":
 		return "apt"
 	}
 	return ""

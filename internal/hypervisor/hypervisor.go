@@ -1,0 +1,116 @@
+// Package hypervisor owns what a virtual machine monitor is to the rest of banger: a
+// machine to launch, to find again, to talk to and to end. Its subpackages drive one
+// program each. It knows nothing of VMs as users see them: no names, no states, no store.
+package hypervisor
+
+import (
+	"context"
+	"io"
+	"net"
+	"time"
+
+	"banger/internal/host"
+)
+
+// Accel is how guest instructions are run.
+type Accel string
+
+const (
+	KVM Accel = "kvm" // by the CPU, with a hardware boundary around the guest
+	TCG Accel = "tcg" // translated in software: slow, and no security boundary
+)
+
+// MachineSpec describes a machine wholly; launching the same spec twice gives the same
+// machine. Paths are absolute.
+type MachineSpec struct {
+	VMID        string // for error messages and the process's title
+	Dir         string // private directory (0700): sockets and logs of this machine only
+	Accel       Accel
+	CPUs        int
+	MemoryBytes int64
+	Kernel      string   // an ELF vmlinux with a PVH note
+	Initramfs   string   // one file; several cpio archives may lie end to end in it
+	Cmdline     []string // kernel arguments beyond those the machine itself needs
+	Disks       []Disk   // the guest sees them in this order: vda, vdb, …
+	NICs        []NIC
+}
+
+// Disk is a virtio block device.
+type Disk struct {
+	Path     string
+	Format   string // raw or qcow2; never probed
+	Backing  string // of a qcow2: the raw file below it, where its own header is not to be trusted for that
+	ReadOnly bool
+}
+
+// NIC is a virtio network device.
+type NIC struct {
+	Mode string // "user": the VMM's own network stack, no privilege needed
+	MAC  string // aa:bb:cc:dd:ee:ff
+}
+
+// Record is what must be remembered to find a running machine again: the process, proven
+// by its start time and the boot it lives in, and the directory of its sockets.
+type Record struct {
+	Process host.Process `json:"process"`
+	Dir     string       `json:"dir"`
+	VMID    string       `json:"vm_id"`
+	Accel   Accel        `json:"accel"`
+}
+
+// Hypervisor launches machines and adopts those launched before.
+type Hypervisor interface {
+	// Launch starts the machine and returns once its process runs and its monitor
+	// answers. The context bounds the launch only, never the machine's life. On error
+	// nothing of the machine is left but its logs.
+	Launch(ctx context.Context, spec MachineSpec) (Machine, error)
+
+	// Adopt takes charge of a machine launched by an earlier daemon. It returns an
+	// errs.NotFound error if that very process no longer runs.
+	Adopt(ctx context.Context, rec Record) (Machine, error)
+}
+
+// Machine is one running VMM process.
+type Machine interface {
+	Record() Record
+
+	// Channel connects to the host end of the control channel. At most one connection
+	// is open at a time; a second waits for the first to close. The bytes are those of
+	// the guest's virtio-serial port; the handshake is the guest package's.
+	Channel(ctx context.Context) (net.Conn, error)
+
+	// Console returns the console's log and live end.
+	Console() Console
+
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+
+	// Kill ends the process at once and waits until it is gone.
+	Kill(ctx context.Context) error
+
+	// Done is closed once the process is gone; Exit then tells how it went.
+	Done() <-chan struct{}
+	Exit() Exit
+
+	// Close lets go of the machine without ending it: connections and goroutines of
+	// this process only.
+	Close() error
+}
+
+// Exit tells how a VMM process ended.
+type Exit struct {
+	At     time.Time
+	Reason string // a sentence: "powered off by the guest", "killed by signal 9", "qemu failed: <last words>"
+	Clean  bool   // the guest powered off or was told to
+}
+
+// Console is a machine's serial console.
+type Console interface {
+	// Log reads what is kept of the output, oldest first; with follow the reader
+	// blocks for more until the machine is gone or ctx is done.
+	Log(ctx context.Context, follow bool) (io.ReadCloser, error)
+
+	// Attach joins the live console: reads what it prints from now on, writes what is
+	// typed. Several may be attached.
+	Attach() (io.ReadWriteCloser, error)
+}

@@ -1,0 +1,249 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+	"banger/internal/host"
+	"banger/internal/hypervisor"
+)
+
+// machine is one QEMU process, launched or adopted.
+type machine struct {
+	record  hypervisor.Record
+	console *console
+	monitor *monitor
+	handle  *host.Handle
+	child   *host.Child   // nil if adopted
+	slot    chan struct{} // holds a token while a channel connection is open
+
+	held    context.Context // until Close
+	letGo   context.CancelFunc
+	watched chan struct{} // closed when watch has returned
+	done    chan struct{} // closed when the process is gone
+
+	mu       sync.Mutex
+	released bool // handle is closed
+	killed   bool // by Kill
+	shutdown shutdownEvent
+	ioError  string // of the last BLOCK_IO_ERROR
+	exit     hypervisor.Exit
+}
+
+var _ hypervisor.Machine = (*machine)(nil)
+
+func newMachine(rec hypervisor.Record) *machine {
+	m := &machine{record: rec, slot: make(chan struct{}, 1), watched: make(chan struct{}), done: make(chan struct{})}
+	m.held, m.letGo = context.WithCancel(context.Background())
+	return m
+}
+
+func (m *machine) dialMonitor(ctx context.Context) (*monitor, error) {
+	conn, err := dial(ctx, m.record.Dir, monitorSocket)
+	if err != nil {
+		return nil, fmt.Errorf("connect QEMU's monitor: %w", err)
+	}
+	return newMonitor(ctx, conn, m.event)
+}
+
+// shutdownEvent is why QEMU ends: the data of its SHUTDOWN event.
+type shutdownEvent struct {
+	Reason string `json:"reason"` // guest-shutdown, guest-reset, host-signal…; empty: none was seen
+}
+
+// event keeps of QEMU's events what explains an end.
+func (m *machine) event(name string, data json.RawMessage) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch name {
+	case "SHUTDOWN":
+		// What does not decode leaves the reason empty, as if there were no event.
+		_ = json.Unmarshal(data, &m.shutdown)
+	case "BLOCK_IO_ERROR":
+		var e struct {
+			Reason string `json:"reason"`
+		}
+		_ = json.Unmarshal(data, &e)
+		m.ioError = e.Reason
+	}
+}
+
+// watch waits for the process's end, which gone tells, or for Close.
+func (m *machine) watch(gone <-chan struct{}) {
+	defer close(m.watched)
+	select {
+	case <-gone:
+	case <-m.held.Done():
+		return
+	}
+	// The connections end with the process; what it still said is read first.
+	<-m.monitor.Done()
+	<-m.console.done
+	// Its directory may be gone, and whoever removes that removes these.
+	_ = removeSockets(m.record.Dir)
+	m.release()
+	m.mu.Lock()
+	m.exit = m.explain()
+	m.mu.Unlock()
+	close(m.done)
+}
+
+// poweredOff is the reason given for an end that the guest's kernel has asked for.
+const poweredOff = "powered off by the guest"
+
+// explain says how the process ended. m.mu is held.
+func (m *machine) explain() hypervisor.Exit {
+	e := hypervisor.Exit{At: time.Now()}
+	var status syscall.WaitStatus
+	if m.child != nil {
+		status, _ = m.child.State().Sys().(syscall.WaitStatus)
+	}
+	switch {
+	case m.shutdown.Reason == "guest-shutdown":
+		e.Reason, e.Clean = poweredOff, true
+	case m.shutdown.Reason == "guest-reset":
+		e.Reason, e.Clean = "restarted by the guest, or by a panic of its kernel", true
+	case m.shutdown.Reason == "guest-panic":
+		e.Reason = "the guest's kernel panicked"
+	case m.killed:
+		e.Reason = "killed on request"
+	case m.shutdown.Reason == "host-signal":
+		e.Reason = "QEMU was told to end by a signal"
+	case status.Signaled():
+		e.Reason = fmt.Sprintf("QEMU was killed by signal %d (%v)", status.Signal(), status.Signal())
+	default:
+		e.Reason = "QEMU ended unexpectedly"
+		if words := lastWords(m.record.Dir); words != "" {
+			e.Reason = "QEMU failed: " + words
+		}
+	}
+	if !e.Clean && m.ioError != "" {
+		e.Reason += "; before that a disk failed: " + m.ioError
+	}
+	return e
+}
+
+func (m *machine) Record() hypervisor.Record   { return m.record }
+func (m *machine) Console() hypervisor.Console { return m.console }
+func (m *machine) Done() <-chan struct{}       { return m.done }
+
+func (m *machine) Exit() hypervisor.Exit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.exit
+}
+
+// Channel connects to the guest's port; see [hypervisor.Machine].
+func (m *machine) Channel(ctx context.Context) (net.Conn, error) {
+	select {
+	case m.slot <- struct{}{}:
+	case <-m.done:
+		return nil, m.gone()
+	case <-m.held.Done():
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	conn, err := dial(ctx, m.record.Dir, channelSocket)
+	if err != nil {
+		<-m.slot
+		select {
+		case <-m.done:
+			return nil, m.gone()
+		default:
+			return nil, fmt.Errorf("connect the channel of machine %s: %w", m.record.VMID, err)
+		}
+	}
+	c := &channelConn{Conn: conn, free: sync.OnceFunc(func() { <-m.slot })}
+	c.unhook = context.AfterFunc(m.held, func() { c.Close() })
+	return c, nil
+}
+
+// channelConn frees the slot for the next connection when it is closed.
+type channelConn struct {
+	net.Conn
+	free   func()
+	unhook func() bool
+}
+
+func (c *channelConn) Close() error {
+	c.unhook()
+	err := c.Conn.Close()
+	c.free()
+	return err
+}
+
+func (m *machine) gone() error {
+	return errs.New(errs.Unavailable, "machine %s is not running any more", m.record.VMID).Because(errors.New(m.Exit().Reason))
+}
+
+// Pause stops the virtual CPUs.
+func (m *machine) Pause(ctx context.Context) error { return m.command(ctx, "stop") }
+
+// Resume lets the virtual CPUs run on.
+func (m *machine) Resume(ctx context.Context) error { return m.command(ctx, "cont") }
+
+func (m *machine) command(ctx context.Context, name string) error {
+	if err := m.monitor.Execute(ctx, name, nil, nil); err != nil {
+		return fmt.Errorf("machine %s: %w", m.record.VMID, err)
+	}
+	return nil
+}
+
+// Kill ends the process; see [hypervisor.Machine].
+func (m *machine) Kill(ctx context.Context) error {
+	if err := m.kill(); err != nil {
+		return fmt.Errorf("kill machine %s: %w", m.record.VMID, err)
+	}
+	select {
+	case <-m.done:
+		return nil
+	case <-m.held.Done():
+		return net.ErrClosed
+	case <-ctx.Done():
+		return fmt.Errorf("machine %s was killed and is still there: %w", m.record.VMID, ctx.Err())
+	}
+}
+
+func (m *machine) kill() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.released {
+		return nil // it has ended
+	}
+	err := m.handle.Signal(unix.SIGKILL)
+	if errs.KindOf(err) == errs.NotFound {
+		return nil
+	}
+	m.killed = err == nil
+	return err
+}
+
+// release closes the handle, once.
+func (m *machine) release() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.released {
+		m.released = true
+		_ = m.handle.Close()
+	}
+}
+
+// Close lets go of the machine; see [hypervisor.Machine].
+func (m *machine) Close() error {
+	m.letGo()
+	m.monitor.Close()
+	m.console.Close()
+	<-m.watched
+	m.release()
+	return nil
+}

@@ -1,0 +1,181 @@
+// Package qemu owns machines run by QEMU: its command line, its monitor, its console and
+// how it is found again. It knows no VM as users see them and nothing of what is said on
+// the control channel.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+	"banger/internal/host"
+	"banger/internal/hypervisor"
+	"banger/internal/undo"
+)
+
+// DefaultBinary is the QEMU that Hypervisor looks for.
+const DefaultBinary = "qemu-system-x86_64"
+
+// qemuLog is what QEMU itself writes, of the machine's last start.
+const qemuLog = "qemu.log"
+
+// Hypervisor runs machines with QEMU.
+type Hypervisor struct {
+	binary   string
+	choosing sync.Mutex // held by Choose
+}
+
+// New returns a hypervisor that runs the given program: a path or a name to be looked up.
+func New(binary string) *Hypervisor { return &Hypervisor{binary: binary} }
+
+var _ hypervisor.Hypervisor = (*Hypervisor)(nil)
+
+// Launch starts a machine; see [hypervisor.Hypervisor]. errs.Invalid: the spec can't be
+// had; errs.Unavailable: QEMU or a file is not there, or QEMU gave up at once, with its
+// last words.
+func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_ hypervisor.Machine, err error) {
+	if err := check(spec); err != nil {
+		return nil, err
+	}
+	var u undo.Stack
+	defer func() { err = errors.Join(err, u.Rollback(ctx)) }()
+
+	u.Push("sockets of machine "+spec.VMID, func(context.Context) error { return removeSockets(spec.Dir) })
+	sockets, err := listenAll(spec.Dir)
+	defer sockets.close()
+	if err != nil {
+		return nil, fmt.Errorf("make the sockets of machine %s: %w", spec.VMID, err)
+	}
+	m := newMachine(hypervisor.Record{Dir: spec.Dir, VMID: spec.VMID, Accel: spec.Accel})
+	// Connected before QEMU runs, the console misses nothing.
+	if m.console, err = openConsole(ctx, spec.Dir, startNote); err != nil {
+		return nil, fmt.Errorf("open the console of machine %s: %w", spec.VMID, err)
+	}
+	u.Push("console of machine "+spec.VMID, func(context.Context) error { m.console.Close(); return nil })
+
+	child, err := h.start(spec, sockets)
+	if err != nil {
+		return nil, err
+	}
+	u.Push("process of machine "+spec.VMID, func(ctx context.Context) error { return endChild(ctx, child) })
+	// From now on only QEMU holds the sockets: when it dies, so do the connections.
+	sockets.close()
+
+	if m.monitor, err = m.dialMonitor(ctx); err != nil {
+		return nil, launchError(ctx, spec, child, err)
+	}
+	u.Disarm()
+	m.record.Process, m.handle, m.child = child.Process, child.Handle(), child
+	go m.watch(child.Done())
+	return m, nil
+}
+
+// start runs QEMU in a session of its own.
+func (h *Hypervisor) start(spec hypervisor.MachineSpec, sockets sockets) (*host.Child, error) {
+	log, err := os.OpenFile(filepath.Join(spec.Dir, qemuLog), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	return host.Detach(host.Detached{
+		Path: h.binary, Args: arguments(spec), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"},
+		Dir: spec.Dir, Log: log, Files: sockets,
+	})
+}
+
+// endChild kills a process that was started in vain and waits until it is reaped.
+func endChild(ctx context.Context, child *host.Child) error {
+	defer child.Close()
+	if err := child.Handle().Signal(unix.SIGKILL); err != nil && errs.KindOf(err) != errs.NotFound {
+		return err
+	}
+	select {
+	case <-child.Done():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// launchError says why QEMU's monitor never answered.
+func launchError(ctx context.Context, spec hypervisor.MachineSpec, child *host.Child, err error) error {
+	if ctx.Err() != nil {
+		return errs.New(errs.Unavailable, "QEMU did not start machine %s in time", spec.VMID).Because(err).
+			Try("see %s", filepath.Join(spec.Dir, qemuLog))
+	}
+	// The connection has ended, which only QEMU's end does.
+	select {
+	case <-child.Done():
+	case <-ctx.Done():
+	}
+	words := lastWords(spec.Dir)
+	if words == "" {
+		words = fmt.Sprint(child.State())
+	}
+	return errs.New(errs.Unavailable, "QEMU gave up starting machine %s", spec.VMID).Because(errors.New(words)).
+		Try("see %s", filepath.Join(spec.Dir, qemuLog))
+}
+
+// Adopt takes charge of a running machine; see [hypervisor.Hypervisor]. Whether QEMU's
+// earlier client has gone or not, it waits, bounded by ctx, until QEMU listens to this one.
+func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hypervisor.Machine, err error) {
+	var u undo.Stack
+	defer func() { err = errors.Join(err, u.Rollback(ctx)) }()
+
+	m := newMachine(rec)
+	if m.handle, err = rec.Process.Open(); err != nil {
+		if errs.KindOf(err) == errs.NotFound {
+			err = errors.Join(err, removeSockets(rec.Dir))
+		}
+		return nil, err
+	}
+	u.Push("handle on machine "+rec.VMID, func(context.Context) error { return m.handle.Close() })
+
+	if m.monitor, err = m.dialMonitor(ctx); err != nil {
+		return nil, fmt.Errorf("adopt machine %s: %w", rec.VMID, err)
+	}
+	u.Push("monitor of machine "+rec.VMID, func(context.Context) error { m.monitor.Close(); return nil })
+	// The process is proven to be the one we started; that it is at the other end of this
+	// socket is not, until it says so.
+	var answer struct{ Name string }
+	if err := m.monitor.Execute(ctx, "query-name", nil, &answer); err != nil {
+		return nil, fmt.Errorf("adopt machine %s: %w", rec.VMID, err)
+	}
+	if answer.Name != machineName(rec.VMID) {
+		return nil, errs.New(errs.Conflict, "the socket of machine %s in %s is answered by %q", rec.VMID, rec.Dir, answer.Name)
+	}
+	if m.console, err = openConsole(ctx, rec.Dir, gapNote); err != nil {
+		return nil, fmt.Errorf("open the console of machine %s: %w", rec.VMID, err)
+	}
+	u.Disarm()
+	go m.watch(m.handle.Done())
+	return m, nil
+}
+
+// lastWords returns the last lines that QEMU wrote, as one, or "".
+func lastWords(dir string) string {
+	f, err := os.Open(filepath.Join(dir, qemuLog))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	const most = 2 << 10 // bytes
+	if info, err := f.Stat(); err == nil {
+		_, _ = f.Seek(max(0, info.Size()-most), io.SeekStart)
+	}
+	b, _ := io.ReadAll(io.LimitReader(f, most))
+	lines := strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' || r == '\r' })
+	lines = lines[max(0, len(lines)-3):]
+	for i, line := range lines {
+		lines[i] = strings.TrimPrefix(line, DefaultBinary+": ")
+	}
+	return strings.Join(lines, "; ")
+}

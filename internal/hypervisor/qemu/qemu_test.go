@@ -1,0 +1,180 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+	"banger/internal/host"
+	"banger/internal/hypervisor"
+)
+
+// script makes a program that stands in for QEMU.
+func script(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func wantNoSockets(t *testing.T, dir string) {
+	t.Helper()
+	for _, name := range socketNames() {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", name, err)
+		}
+	}
+}
+
+func TestLaunchTellsQEMUsLastWords(t *testing.T) {
+	for name, c := range map[string]struct{ program, want string }{
+		"with words":  {"echo 'qemu-system-x86_64: -m 5T: cannot set up guest memory' >&2; exit 1", "-m 5T: cannot set up guest memory"},
+		"speechless":  {"exit 3", "exit status 3"},
+		"by a signal": {"kill -KILL $$", "signal: killed"},
+	} {
+		spec := goodSpec(t)
+		_, err := New(script(t, c.program)).Launch(t.Context(), spec)
+		if errs.KindOf(err) != errs.Unavailable || !strings.HasSuffix(err.Error(), ": "+c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		wantNoSockets(t, spec.Dir)
+	}
+	spec := goodSpec(t)
+	_, err := New("/nonexistent/qemu").Launch(t.Context(), spec)
+	if errs.KindOf(err) != errs.Unavailable {
+		t.Errorf("no QEMU: %v", err)
+	}
+	wantNoSockets(t, spec.Dir)
+}
+
+// TestALaunchThatHangsIsEnded has a QEMU that starts and never says a word.
+func TestALaunchThatHangsIsEnded(t *testing.T) {
+	spec := goodSpec(t)
+	started := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(started, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	program := script(t, "echo $$ > "+started+"; exec sleep 1000")
+	failed := make(chan error, 1)
+	go func() { _, err := New(program).Launch(ctx, spec); failed <- err }()
+	text, err := os.ReadFile(started)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) || errs.KindOf(err) != errs.Unavailable {
+		t.Errorf("got %v", err)
+	}
+	if _, err := host.Identify(pid); errs.KindOf(err) != errs.NotFound {
+		t.Errorf("process %d is left: %v", pid, err)
+	}
+	wantNoSockets(t, spec.Dir)
+}
+
+func TestStaleSocketsAreReplaced(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		made, err := listenAll(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := dial(t.Context(), dir, channelSocket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		info, err := os.Stat(filepath.Join(dir, channelSocket))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v, %v", info.Mode(), err)
+		}
+		made.close()
+		if c, err := dial(t.Context(), dir, channelSocket); err == nil {
+			t.Errorf("a socket that nobody holds was connected: %v", c)
+		}
+	}
+	for range 2 {
+		if err := removeSockets(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	wantNoSockets(t, dir)
+}
+
+func TestChoose(t *testing.T) {
+	usable := host.KVM{Usable: true}
+	kernel := filepath.Join(t.TempDir(), "vmlinux")
+	if err := os.WriteFile(kernel, []byte("one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cache := filepath.Join(t.TempDir(), "kvm.json")
+	proofs, outcome := 0, error(nil)
+	ask := func(kvm host.KVM) Verdict {
+		t.Helper()
+		v, err := choose(t.Context(), kvm, "sh", kernel, cache, func(ctx context.Context) error {
+			if _, bounded := ctx.Deadline(); !bounded {
+				t.Error("the proof has no bound")
+			}
+			proofs++
+			return outcome
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	if v := ask(host.KVM{Reason: "no svm"}); v != (Verdict{hypervisor.TCG, "no svm"}) || proofs != 0 {
+		t.Errorf("without KVM: %+v after %d proofs", v, proofs)
+	}
+	for range 2 {
+		if v := ask(usable); v != (Verdict{Accel: hypervisor.KVM}) || proofs != 1 {
+			t.Errorf("with KVM: %+v after %d proofs", v, proofs)
+		}
+	}
+	// Another kernel is another question.
+	if err := os.WriteFile(kernel, []byte("another"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	outcome = errors.New("it did not boot")
+	for range 2 {
+		if v := ask(usable); v.Accel != hypervisor.TCG || !strings.Contains(v.Reason, "it did not boot") || proofs != 2 {
+			t.Errorf("with a KVM that does not work: %+v after %d proofs", v, proofs)
+		}
+	}
+	// A cache that is damaged is none.
+	outcome = nil
+	if err := os.WriteFile(cache, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if v := ask(usable); v.Accel != hypervisor.KVM || proofs != 3 {
+		t.Errorf("with a damaged cache: %+v after %d proofs", v, proofs)
+	}
+}
+
+func TestAProofThatWasCutShortProvesNothing(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cache := filepath.Join(t.TempDir(), "kvm.json")
+	_, err := choose(ctx, host.KVM{Usable: true}, "sh", "/dev/null", cache, func(context.Context) error {
+		cancel()
+		return context.Canceled
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(cache); !errors.Is(err, os.ErrNotExist) {
+		t.Error("it was remembered")
+	}
+}

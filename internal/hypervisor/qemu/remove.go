@@ -1,0 +1,89 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+	"banger/internal/hypervisor"
+)
+
+// removeLimit bounds how long a machine without a record may take to answer on its monitor.
+const removeLimit = 15 * time.Second
+
+// Remove ends the machine that was launched in dir for the VM, if there is one, and removes
+// its sockets; its logs stay. Without a record (a crash came between launch and record) the
+// machine is found by the monitor in that directory, and ended only if it answers to the
+// VM's id. Finding nothing is success.
+func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervisor.Record) error {
+	var err error
+	if rec != nil {
+		err = killRecorded(ctx, *rec)
+	} else {
+		err = quitByMonitor(ctx, vmID, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("end the machine of VM %s: %w", vmID, err)
+	}
+	return removeSockets(dir)
+}
+
+func killRecorded(ctx context.Context, rec hypervisor.Record) error {
+	handle, err := rec.Process.Open()
+	if errs.KindOf(err) == errs.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	if err := handle.Signal(unix.SIGKILL); err != nil && errs.KindOf(err) != errs.NotFound {
+		return err
+	}
+	return handle.Wait(ctx)
+}
+
+// quitByMonitor asks the machine itself who it is. Its listening socket is older than the
+// process, so a machine that is only just starting answers too, once it can.
+func quitByMonitor(ctx context.Context, vmID, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, removeLimit)
+	defer cancel()
+	conn, err := dial(ctx, dir, monitorSocket)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m, err := newMonitor(ctx, conn, func(string, json.RawMessage) {})
+	if err != nil {
+		if ctx.Err() == nil { // it hung up: the process died before it could answer
+			return nil
+		}
+		return err
+	}
+	defer m.Close()
+	var name struct{ Name string }
+	if err := m.Execute(ctx, "query-name", nil, &name); err != nil {
+		return err
+	}
+	if name.Name != machineName(vmID) {
+		return errs.New(errs.Conflict, "the machine in %s calls itself %q", dir, name.Name)
+	}
+	if err := m.Execute(ctx, "quit", nil, nil); err != nil && ctx.Err() != nil {
+		return err
+	}
+	select { // QEMU closes the monitor as it exits
+	case <-m.Done():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
