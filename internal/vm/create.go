@@ -95,11 +95,12 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	if v, err = m.Store.Update(ctx, v.ID, "created", made, live...); err != nil {
 		return fail(err)
 	}
-	if !req.Start {
-		u.Disarm()
-		return v, nil
+	if req.Start {
+		v, err = m.boot(ctx, o, v, begin, req.Wait)
 	}
-	v, err = m.boot(ctx, o, v, begin, req.Wait)
+	if err == nil { // last, for by now the kernel has mostly written it back
+		err = v.Disk.Sync()
+	}
 	if err == nil {
 		u.Disarm()
 		return v, nil
