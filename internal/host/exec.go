@@ -169,18 +169,12 @@ func debianPackage(program string) string {
 		return "qemu-utils"
 	case "mkfs.ext4", "mke2fs", "e2fsck", "resize2fs", "debugfs", "tune2fs", "dumpe2fs":
 		return "e2fsprogs"
-	case "mmdebstrap":
-		return "mmdebstrap"
-	case "mksquashfs", "unsquashfs":
-		return "squashfs-tools"
-	case "mkfs.erofs":
-		return "erofs-utils"
-	case "dmsetup":
-		return "dmsetup"
-	case "nft":
-		return "nftables"
-	case "ip":
-		return "iproute2"
+	case "mmdebstrap", "tar":
+		return program
+	case "unshare":
+		return "util-linux"
+	case "newuidmap", "newgidmap":
+		return "uidmap"
 	case "ssh", "scp", "sftp", "ssh-keygen":
 		return "openssh-client"
 	case "dpkg-deb", "dpkg":

@@ -1,0 +1,50 @@
+# banger: make demo shows it, make test proves it, make help lists the rest.
+SHELL := /bin/sh
+.SUFFIXES:
+.DEFAULT_GOAL := help
+
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BIN      := build/bin
+AGENT    := internal/guest/embedded/bin/banger-guest
+RUNTIME  := $(CURDIR)/runtime
+GO       := CGO_ENABLED=0 go
+# What make itself needs a daemon for happens in a state directory of its own.
+SCRATCH  := env BANGER_STATE_DIR=$(CURDIR)/build/state BANGER_RUNTIME_DIR=$(RUNTIME)
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+
+demo: deps build runtime ## set up what is missing, then run a command in a fresh Debian VM
+	@$(BIN)/banger daemon stop >/dev/null 2>&1 || true # one of an older build, perhaps; VMs run on
+	$(BIN)/banger run --rm -- sh -c 'cat /etc/os-release; uname -a'
+
+test: deps build runtime check ## set up what is missing, then pass every test, VMs included
+	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 15m ./...
+
+check: ## gofmt, vet and staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+deps: ## install the Debian packages that this machine lacks
+	@packages/install.sh
+
+build: ## build the three programs into build/bin
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -ldflags '-s -w' -o $(AGENT) ./cmd/banger-guest
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION) -X main.checkout=$(CURDIR)' -o $(BIN)/bangerd ./cmd/bangerd
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o $(BIN)/banger ./cmd/banger
+
+runtime: deps build ## build what the runtime bundle in ./runtime lacks
+	@$(SCRATCH) $(BIN)/banger runtime build; status=$$?; $(SCRATCH) $(BIN)/banger daemon stop; exit $$status
+
+bench: deps build runtime ## measure; every figure is a ratio against a bare baseline, also in build/bench.json
+	$(GO) run ./e2e/bench -o build/bench.json
+
+bench-long: deps build runtime ## the measurements that take long: 200 starts, half of them on a busy host
+	$(GO) run ./e2e/bench -long -o build/bench-long.json
+
+clean: ## remove what was built, but not the runtime bundle
+	rm -rf build $(AGENT)
+
+.PHONY: help demo test check deps build runtime bench bench-long clean

@@ -1,0 +1,309 @@
+package runtimedir
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"banger"
+	"banger/internal/errs"
+	"banger/internal/host"
+	"banger/internal/image"
+	"banger/internal/image/apt"
+	"banger/internal/image/shelf"
+	"banger/internal/kernel"
+)
+
+// Options of a build.
+type Options struct {
+	// Only names the artefacts to make, as "kernel/debian", "image/tiny", "kernel" or
+	// "image"; empty means all.
+	Only  []string
+	Force bool // make those that exist again
+}
+
+// Progress reports work: a stage's name, how much is done, of how much (0, 0: unknown).
+type Progress = func(stage string, done, total int64)
+
+// Record is bundle.json: every file of a bundle.
+type Record struct {
+	Schema    int              `json:"schema"`
+	Artefacts []ArtefactRecord `json:"artefacts"`
+}
+
+// ArtefactRecord tells what an artefact is and where it came from.
+type ArtefactRecord struct {
+	Name    string       `json:"name"`   // "kernel/debian"
+	Source  string       `json:"source"` // for people
+	BuiltAt time.Time    `json:"built_at"`
+	Files   []FileRecord `json:"files"`
+}
+
+// FileRecord is one file of an artefact.
+type FileRecord struct {
+	Path   string `json:"path"` // relative to the bundle
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
+}
+
+// artefact is one thing that a bundle has.
+type artefact struct {
+	name   string // "kernel/debian"
+	dir    string // relative to the bundle
+	make   func(ctx context.Context, progress Progress) error
+	source func() (string, error) // of what was made, for its record
+}
+
+// Build makes what the bundle in dir lacks. What can't be made is left out and its error
+// joined to the result; the rest is made. Each artefact appears whole or not at all, so
+// an interrupted build goes on where it was. errs.Busy if another build is at work there.
+func Build(ctx context.Context, dir string, o Options, progress Progress) error {
+	spec, err := ParseSpec(banger.RuntimeBundle)
+	if err != nil {
+		return err
+	}
+	all := artefacts(dir, spec)
+	for _, only := range o.Only {
+		if !slices.ContainsFunc(all, func(a artefact) bool { return a.matches(only) }) {
+			return errs.New(errs.NotFound, "the runtime bundle has no %q", only).Try("it has %s", names(all))
+		}
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, sub := range []string{kernelsDir, imagesDir} {
+		if err := image.Sweep(ctx, filepath.Join(dir, sub)); err != nil {
+			return errs.New(errs.Internal, "can't remove what an earlier build left in %s", dir).Because(err)
+		}
+	}
+	record, err := readRecord(dir)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, a := range all {
+		wanted := len(o.Only) == 0 || slices.ContainsFunc(o.Only, a.matches)
+		if err := a.update(ctx, dir, &record, wanted, wanted && o.Force, progress); err != nil {
+			failed = append(failed, err)
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(failed...)
+}
+
+func (a artefact) matches(only string) bool {
+	return a.name == only || strings.HasPrefix(a.name, only+"/")
+}
+
+func names(all []artefact) string {
+	var out []string
+	for _, a := range all {
+		out = append(out, a.name)
+	}
+	return strings.Join(out, ", ")
+}
+
+// update makes the artefact if it is wanted and missing, and writes it down.
+func (a artefact) update(ctx context.Context, dir string, record *Record, wanted, force bool, progress Progress) error {
+	_, err := os.Stat(filepath.Join(dir, a.dir))
+	there := err == nil
+	at := slices.IndexFunc(record.Artefacts, func(r ArtefactRecord) bool { return r.Name == a.name })
+	if there && at >= 0 && !force {
+		return nil
+	}
+	report := func(stage string, done, total int64) { progress(a.name+": "+stage, done, total) }
+	if wanted && (!there || force) {
+		if at >= 0 { // what it says ends here, also if this process does
+			record.Artefacts = slices.Delete(record.Artefacts, at, at+1)
+			at = -1
+			if err := record.write(dir); err != nil {
+				return err
+			}
+		}
+		if err := a.make(ctx, report); err != nil {
+			return fmt.Errorf("%s: %w", a.name, err)
+		}
+		there = true
+	}
+	if !there || at >= 0 {
+		return nil
+	}
+	r, err := a.describe(ctx, dir, report)
+	if err != nil {
+		return fmt.Errorf("%s: %w", a.name, err)
+	}
+	record.Artefacts = append(record.Artefacts, r)
+	return record.write(dir)
+}
+
+// artefacts lists what spec describes.
+func artefacts(dir string, spec Spec) []artefact {
+	kernels, images := filepath.Join(dir, kernelsDir), filepath.Join(dir, imagesDir)
+	var out []artefact
+	for _, k := range spec.Kernels {
+		out = append(out, artefact{
+			name: "kernel/" + k.Name,
+			dir:  filepath.Join(kernelsDir, k.Name),
+			make: func(ctx context.Context, progress Progress) error {
+				return buildKernel(ctx, kernels, k, progress)
+			},
+			source: func() (string, error) {
+				got, err := kernel.Get(k.Name, kernels)
+				return got.Source, err
+			},
+		})
+	}
+	for _, i := range spec.Images {
+		out = append(out, artefact{
+			name: "image/" + i.Name,
+			dir:  filepath.Join(imagesDir, i.Name),
+			make: func(ctx context.Context, progress Progress) error {
+				return buildImage(ctx, images, i.Name, progress)
+			},
+			source: func() (string, error) {
+				got, err := image.Get(i.Name, images)
+				return fmt.Sprintf("%d packages of %s %s", len(got.Packages), got.Distribution, got.Release), err
+			},
+		})
+	}
+	return out
+}
+
+func buildImage(ctx context.Context, root, name string, progress Progress) error {
+	m, err := image.BuiltIn(name)
+	if err != nil {
+		return err
+	}
+	_, err = image.Rebuild(ctx, root, m, progress)
+	return err
+}
+
+// buildKernel fetches the kernel's package through apt and imports what is in it.
+func buildKernel(ctx context.Context, root string, k Kernel, progress Progress) error {
+	scratch, err := shelf.Scratch(root)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(scratch)
+	sources, err := apt.HostSources(apt.Etc, k.Release)
+	if err != nil {
+		return err
+	}
+	progress("fetching package lists", 0, 0)
+	private, err := apt.Open(ctx, filepath.Join(scratch, "apt"), sources)
+	if err != nil {
+		return err
+	}
+	progress("downloading "+k.Package, 0, 0)
+	pkg, err := private.Download(ctx, k.Package, k.RealPrefix)
+	if err != nil {
+		return err
+	}
+	progress("unpacking "+pkg.Name, 0, 0)
+	tree := filepath.Join(scratch, "tree")
+	if err := host.Run(ctx, host.Command{Path: "dpkg-deb", Args: []string{"--extract", pkg.Path, tree}}); err != nil {
+		return err
+	}
+	vmlinuz, err := one(filepath.Join(tree, "boot", "vmlinuz-*"))
+	if err != nil {
+		return err
+	}
+	modules, err := one(filepath.Join(tree, "lib", "modules", "*"))
+	if err != nil {
+		return err
+	}
+	_, err = kernel.Import(ctx, root, kernel.ImportSpec{
+		Name: k.Name, Image: vmlinuz, ModulesDir: modules, Source: fmt.Sprintf("Debian package %s %s", pkg.Name, pkg.Version), Replace: true,
+	}, progress)
+	return err
+}
+
+// one returns the only file that matches pattern.
+func one(pattern string) (string, error) {
+	found, err := filepath.Glob(pattern)
+	if err != nil || len(found) != 1 {
+		return "", errs.New(errs.Unavailable, "the kernel's package has %d files %s, not one", len(found), filepath.Base(pattern)).Because(err)
+	}
+	return found[0], nil
+}
+
+// describe reads the artefact's files for the record.
+func (a artefact) describe(ctx context.Context, dir string, progress Progress) (ArtefactRecord, error) {
+	source, err := a.source()
+	if err != nil {
+		return ArtefactRecord{}, err
+	}
+	r := ArtefactRecord{Name: a.name, Source: source, BuiltAt: time.Now().UTC().Truncate(time.Second)}
+	err = filepath.WalkDir(filepath.Join(dir, a.dir), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		f := FileRecord{Path: filepath.ToSlash(rel)}
+		f.SHA256, f.Bytes, err = shelf.Checksum(ctx, path, func(done, total int64) { progress("checksum", done, total) })
+		r.Files = append(r.Files, f)
+		return err
+	})
+	return r, err
+}
+
+func readRecord(dir string) (Record, error) {
+	r := Record{Schema: schema}
+	b, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	if err == nil && r.Schema != schema {
+		err = fmt.Errorf("its schema is %d, and this banger knows %d", r.Schema, schema)
+	}
+	if err != nil {
+		return r, errs.New(errs.Internal, "the record of the runtime bundle in %s can't be used", dir).Because(err).
+			Try("remove %s and build again", filepath.Join(dir, recordFile))
+	}
+	return r, nil
+}
+
+func (r *Record) write(dir string) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(filepath.Join(dir, recordFile), append(b, '\n'), 0o644)
+}
+
+// lock keeps other builds out of dir, which it makes. The kernel gives the lock back when
+// the process ends, however it ends.
+func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, errs.New(errs.Unavailable, "can't make the runtime bundle").Because(err).Try("name a directory you may write to in $%s", EnvDir)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "can't open the runtime bundle").Because(err)
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		d.Close()
+		return nil, errs.New(errs.Busy, "another build is at work in %s", dir).Because(err)
+	}
+	return func() { d.Close() }, nil
+}
