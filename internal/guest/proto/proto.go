@@ -82,7 +82,7 @@ type Exec struct {
 	TTY     bool     `json:"tty,omitempty"`
 	Size    *Size    `json:"size,omitempty"`   // of the terminal
 	FDs     []int    `json:"fds"`              // descriptors not named are /dev/null
-	Detach  bool     `json:"detach,omitempty"` // no stdio: output goes to /dev/console, and the command outlives the stream
+	Detach  bool     `json:"detach,omitempty"` // no FDs: output goes to /dev/console; Exit comes, as 0, once it was started
 }
 
 // Size of a terminal in characters.

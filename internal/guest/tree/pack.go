@@ -1,0 +1,255 @@
+// Package tree copies a file or a directory tree through a tar stream. Both ends of the
+// control channel use it, so it must survive an archive made by a hostile guest: Unpack
+// touches nothing outside its destination, whatever the archive says. It knows nothing of
+// the channel.
+//
+// The root entry of an archive is named ".", its children "./a", "./a/b". Modes, times of
+// files and directories, symbolic links, and hard links within the tree are kept; owners
+// are not: what is unpacked belongs to whoever unpacks.
+package tree
+
+import (
+	"archive/tar"
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// copyBuffer is the size of one read or write of file contents, in bytes.
+const copyBuffer = 1 << 20
+
+// Skipped is the error of a copy that is whole except for the entries it names, which are
+// neither files, directories nor links, or went away while they were read.
+type Skipped []string
+
+func (s Skipped) Error() string {
+	const show = 5
+	if len(s) <= show {
+		return "skipped " + strings.Join(s, ", ")
+	}
+	return fmt.Sprintf("skipped %s and %d more", strings.Join(s[:show], ", "), len(s)-show)
+}
+
+// Info describes what Pack would send.
+type Info struct {
+	IsDir bool
+	Bytes int64 // in regular files; those linked several times count once
+}
+
+// Stat walks the tree at name, following name itself if it is a symbolic link.
+func Stat(name string) (Info, error) {
+	root, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return Info{}, err
+	}
+	var info Info
+	seen := map[inode]string{}
+	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			if p == root {
+				return err
+			}
+			return nil // Pack will say so
+		}
+		if p == root {
+			info.IsDir = d.IsDir()
+		}
+		if !d.Type().IsRegular() {
+			return nil
+		}
+		if fi, err := d.Info(); err == nil && firstLink(seen, fi, p) == "" {
+			info.Bytes += fi.Size()
+		}
+		return nil
+	})
+	return info, err
+}
+
+// Pack writes the file or tree at name as a tar stream, following name itself if it is a
+// symbolic link. progress, unless nil, is told of the bytes of file contents as they go.
+// An error of type Skipped means that the stream is whole.
+func Pack(w io.Writer, name string, progress func(n int64)) error {
+	root, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return err
+	}
+	if fi, err := os.Lstat(root); err != nil {
+		return err
+	} else if t := fi.Mode().Type(); t != 0 && t != fs.ModeDir {
+		return fmt.Errorf("%s: not a file or directory", name)
+	}
+	out := bufio.NewWriterSize(w, 64<<10)
+	p := &packer{root: root, tar: tar.NewWriter(out), seen: map[inode]string{}, progress: progress, buf: make([]byte, copyBuffer)}
+	if err := filepath.WalkDir(root, p.visit); err != nil {
+		return err
+	}
+	if err := p.tar.Close(); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	if len(p.skipped) > 0 {
+		return p.skipped
+	}
+	return nil
+}
+
+type packer struct {
+	root     string
+	tar      *tar.Writer
+	seen     map[inode]string
+	skipped  Skipped
+	progress func(int64)
+	buf      []byte
+}
+
+func (p *packer) visit(name string, d fs.DirEntry, err error) error {
+	if err == nil {
+		err = p.add(name, d)
+	}
+	// What vanishes or can't be opened inside the tree does not end the copy of the rest.
+	if pe, ok := errors.AsType[*fs.PathError](err); ok && name != p.root {
+		p.skip(name, pe.Err.Error())
+		if d != nil && d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	}
+	return err
+}
+
+func (p *packer) skip(name, why string) {
+	rel, _ := filepath.Rel(p.root, name)
+	p.skipped = append(p.skipped, rel+" ("+why+")")
+}
+
+func (p *packer) add(name string, d fs.DirEntry) error {
+	fi, err := d.Info()
+	if err != nil {
+		return err
+	}
+	rel, err := filepath.Rel(p.root, name)
+	if err != nil {
+		return err
+	}
+	hdr := &tar.Header{Name: entryName(rel), Mode: unixMode(fi.Mode()), ModTime: fi.ModTime(), Format: tar.FormatPAX}
+	switch fi.Mode().Type() {
+	case fs.ModeDir:
+		hdr.Typeflag, hdr.Name = tar.TypeDir, hdr.Name+"/"
+	case fs.ModeSymlink:
+		hdr.Typeflag = tar.TypeSymlink
+		if hdr.Linkname, err = os.Readlink(name); err != nil {
+			return err
+		}
+	case 0:
+		return p.addFile(name, hdr, fi)
+	default:
+		p.skip(name, "not a file, directory or link")
+		return nil
+	}
+	return p.tar.WriteHeader(hdr)
+}
+
+func (p *packer) addFile(name string, hdr *tar.Header, fi fs.FileInfo) error {
+	if first := firstLink(p.seen, fi, hdr.Name); first != "" {
+		hdr.Typeflag, hdr.Linkname = tar.TypeLink, first
+		return p.tar.WriteHeader(hdr)
+	}
+	// The name may have become something else since it was listed.
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if fi, err = f.Stat(); err != nil {
+		return err
+	}
+	if !fi.Mode().IsRegular() {
+		p.skip(name, "changed while it was read")
+		return nil
+	}
+	hdr.Typeflag, hdr.Size = tar.TypeReg, fi.Size()
+	if err := p.tar.WriteHeader(hdr); err != nil {
+		return err
+	}
+	return p.copy(name, f, hdr.Size)
+}
+
+// copy sends exactly size bytes: a file that grows is cut, one that shrinks is filled up
+// with zeros and reported.
+func (p *packer) copy(name string, f *os.File, size int64) error {
+	short := false
+	for size > 0 {
+		buf := p.buf[:min(size, int64(len(p.buf)))]
+		n := len(buf)
+		if short {
+			clear(buf)
+		} else {
+			var err error
+			n, err = f.Read(buf)
+			if err == io.EOF {
+				p.skip(name, "shrank while it was read")
+				short = true
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("read: %w", errors.Unwrap(err)) // no PathError: the entry has begun
+			}
+		}
+		if _, err := p.tar.Write(buf[:n]); err != nil {
+			return err
+		}
+		size -= int64(n)
+		if p.progress != nil {
+			p.progress(int64(n))
+		}
+	}
+	return nil
+}
+
+type inode struct{ dev, ino uint64 }
+
+// firstLink returns the name under which fi's inode was seen before, or "" after noting
+// name for it.
+func firstLink(seen map[inode]string, fi fs.FileInfo, name string) string {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok || st.Nlink < 2 {
+		return ""
+	}
+	key := inode{uint64(st.Dev), st.Ino}
+	if first, ok := seen[key]; ok {
+		return first
+	}
+	seen[key] = name
+	return ""
+}
+
+func entryName(rel string) string {
+	if rel == "." {
+		return "."
+	}
+	return "./" + path.Clean(filepath.ToSlash(rel))
+}
+
+// unixMode gives the twelve permission bits as the kernel has them.
+func unixMode(m fs.FileMode) int64 {
+	bits := int64(m.Perm())
+	if m&fs.ModeSetuid != 0 {
+		bits |= syscall.S_ISUID
+	}
+	if m&fs.ModeSetgid != 0 {
+		bits |= syscall.S_ISGID
+	}
+	if m&fs.ModeSticky != 0 {
+		bits |= syscall.S_ISVTX
+	}
+	return bits
+}

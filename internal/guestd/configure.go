@@ -1,0 +1,172 @@
+package guestd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"banger/internal/errs"
+	"banger/internal/guest/proto"
+)
+
+// linkTimeout bounds the wait for a network interface that the host promised.
+const linkTimeout = 10 * time.Second
+
+// clockSlack is how far the clock may be off before it is set.
+const clockSlack = time.Second
+
+// configure gives the machine its identity. What the image's files won't take (a
+// read-only root, say) is logged; the machine works without.
+func (a *Agent) configure(c proto.Configure) error {
+	a.conf.Lock()
+	defer a.conf.Unlock()
+	if err := checkConfigure(c); err != nil {
+		return err
+	}
+	ssh, err := newSSHIdentity(c.SSHHostKey, c.AuthorizedKeys)
+	if err != nil {
+		return errs.New(errs.Invalid, "the SSH keys for the guest").Because(err)
+	}
+	if err := a.configureKernel(c); err != nil {
+		return err
+	}
+	if err := a.writeFiles(c); err != nil {
+		a.Log.Printf("configure: %v", err)
+	}
+	if c.GrowRoot {
+		if _, err := a.System.GrowRoot(a.Root); err != nil {
+			return errs.New(errs.Internal, "grow the guest's root filesystem").Because(err)
+		}
+	}
+	a.mu.Lock()
+	first := !a.id.configured
+	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env}
+	a.mu.Unlock()
+	if first && a.Configured != nil {
+		a.Configured()
+	}
+	return nil
+}
+
+// checkConfigure refuses what would break the files it is written to.
+func checkConfigure(c proto.Configure) error {
+	for _, word := range append(append([]string{c.Hostname}, c.Nameservers...), c.Search...) {
+		if strings.ContainsAny(word, " \t\r\n\x00") || len(word) > 253 {
+			return errs.New(errs.Invalid, "%q can't be a host's name or address", word)
+		}
+	}
+	if c.MachineID != "" && (len(c.MachineID) != 32 || strings.Trim(c.MachineID, "0123456789abcdef") != "") {
+		return errs.New(errs.Invalid, "machine id %q is not 32 hex digits", c.MachineID)
+	}
+	return nil
+}
+
+// configureKernel sets what lives in the kernel's memory.
+func (a *Agent) configureKernel(c proto.Configure) error {
+	if len(c.Entropy) > 0 {
+		if err := a.System.AddEntropy(c.Entropy); err != nil {
+			a.Log.Printf("configure: add entropy: %v", err)
+		}
+	}
+	if c.UnixNanos != 0 {
+		if err := a.setClock(time.Unix(0, c.UnixNanos)); err != nil {
+			return fmt.Errorf("set the guest's clock: %w", err)
+		}
+	}
+	if c.Hostname != "" {
+		if err := a.System.SetHostname(c.Hostname); err != nil {
+			return fmt.Errorf("set the guest's host name: %w", err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), linkTimeout)
+	defer cancel()
+	if err := a.System.SetLinks(ctx, c.Links); err != nil {
+		return fmt.Errorf("set up the guest's network: %w", err)
+	}
+	return nil
+}
+
+// setClock never turns a clock back that programs have seen.
+func (a *Agent) setClock(t time.Time) error {
+	a.mu.Lock()
+	first := !a.id.configured
+	a.mu.Unlock()
+	ahead := t.Sub(a.System.Now())
+	if ahead > clockSlack || (first && ahead < -clockSlack) {
+		return a.System.SetTime(t)
+	}
+	return nil
+}
+
+// writeFiles writes what programs read, where it differs. It tries them all.
+func (a *Agent) writeFiles(c proto.Configure) error {
+	r := rootfs(a.Root)
+	var all []error
+	if c.Hostname != "" {
+		all = append(all,
+			r.write("etc/hostname", []byte(c.Hostname+"\n"), 0o644),
+			r.edit("etc/hosts", func(old []byte) []byte { return hostsWith(old, c.Hostname) }))
+	}
+	if c.MachineID != "" {
+		all = append(all, r.write("etc/machine-id", []byte(c.MachineID+"\n"), 0o444))
+	}
+	if len(c.Nameservers) > 0 {
+		all = append(all, r.write("etc/resolv.conf", resolvConf(c.Nameservers, c.Search), 0o644))
+	}
+	return errors.Join(all...)
+}
+
+// ownName is the address by which a Debian host knows itself.
+const ownName = "127.0.1.1"
+
+// hostsWith gives a hosts file in which ownName stands for name.
+func hostsWith(old []byte, name string) []byte {
+	line := ownName + "\t" + name
+	if len(old) == 0 {
+		return []byte("127.0.0.1\tlocalhost\n::1\tlocalhost\n" + line + "\n")
+	}
+	lines := strings.Split(strings.TrimSuffix(string(old), "\n"), "\n")
+	found := false
+	kept := lines[:0]
+	for _, l := range lines {
+		if f := strings.Fields(l); len(f) > 0 && f[0] == ownName {
+			if found {
+				continue
+			}
+			found = true
+			if len(f) == 2 && f[1] == name {
+				line = l // as it was: nothing to write
+			}
+			l = line
+		}
+		kept = append(kept, l)
+	}
+	if !found {
+		kept = append(kept, line)
+	}
+	return []byte(strings.Join(kept, "\n") + "\n")
+}
+
+func resolvConf(nameservers, search []string) []byte {
+	var b strings.Builder
+	for _, n := range nameservers {
+		b.WriteString("nameserver " + n + "\n")
+	}
+	if len(search) > 0 {
+		b.WriteString("search " + strings.Join(search, " ") + "\n")
+	}
+	return []byte(b.String())
+}
+
+// edit rewrites a file through change, which gets nil for one that is not there.
+func (r rootfs) edit(name string, change func(old []byte) []byte) error {
+	old, err := r.read(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return r.write(name, change(old), os.FileMode(0o644))
+}

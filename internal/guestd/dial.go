@@ -1,0 +1,67 @@
+package guestd
+
+import (
+	"context"
+	"io"
+	"net"
+	"time"
+
+	"banger/internal/errs"
+	"banger/internal/guest/channel"
+	"banger/internal/guest/proto"
+)
+
+// dialTimeout bounds a connection attempt inside the guest.
+const dialTimeout = 30 * time.Second
+
+// duplex is a connection whose directions end separately.
+type duplex interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
+func dialGuest(d proto.Dial) (duplex, error) {
+	if d.Network != "tcp" && d.Network != "unix" {
+		return nil, errs.New(errs.Invalid, "can't dial network %q", d.Network)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, d.Network, d.Address)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "connect to %s in the guest", d.Address).Because(err)
+	}
+	return conn.(duplex), nil // TCP and Unix connections both are
+}
+
+func (a *Agent) dial(s *channel.Stream, d proto.Dial) {
+	conn, err := dialGuest(d)
+	reply(s, nil, err)
+	if err == nil {
+		relay(s, conn)
+	}
+}
+
+// relay copies both ways, each direction to its own end, then closes both. Where one
+// breaks, so does the other.
+func relay(a, b duplex) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		oneWay(a, b)
+	}()
+	oneWay(b, a)
+	<-done
+	a.Close()
+	b.Close()
+}
+
+func oneWay(dst, src duplex) {
+	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, make([]byte, 64<<10))
+	if err == nil {
+		err = dst.CloseWrite()
+	}
+	if err != nil {
+		dst.Close()
+		src.Close()
+	}
+}

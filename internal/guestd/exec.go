@@ -1,0 +1,98 @@
+package guestd
+
+import (
+	"errors"
+	"slices"
+
+	"banger/internal/errs"
+	"banger/internal/guest/channel"
+	"banger/internal/guest/proto"
+)
+
+// exec serves an exec stream: it starts the command, passes on signals and sizes, and
+// tells how it ended.
+func (a *Agent) exec(s *channel.Stream, x proto.Exec) {
+	streams, err := a.takeStdio(x)
+	if err != nil {
+		proto.WriteFrame(s, proto.ExecEvent{Error: protoError(err)})
+		return
+	}
+	j, err := a.startExec(x, streams)
+	if err != nil {
+		event := proto.ExecEvent{Error: protoError(err)}
+		if c, ok := errors.AsType[*cantRun](err); ok {
+			event = proto.ExecEvent{Exit: &c.Exit}
+		}
+		proto.WriteFrame(s, event)
+		closeStreams(streams)
+		return
+	}
+	proto.WriteFrame(s, proto.ExecEvent{Started: &proto.Started{PID: j.pid}})
+	if x.Detach { // started is all there is to tell
+		proto.WriteFrame(s, proto.ExecEvent{Exit: &proto.Exit{}})
+		j.wait()
+		return
+	}
+	go func() {
+		obey(j, s)
+		// The client has gone, or the command has ended: nobody reads its streams.
+		j.hangup()
+		closeStreams(streams)
+	}()
+	exit := j.wait()
+	proto.WriteFrame(s, proto.ExecEvent{Exit: &exit})
+	j.flush()
+	closeStreams(streams)
+}
+
+func (a *Agent) takeStdio(x proto.Exec) (map[int]*channel.Stream, error) {
+	for i, fd := range x.FDs {
+		if fd < 0 || fd > 2 || (x.TTY && fd != 0) || x.Detach || slices.Contains(x.FDs[:i], fd) {
+			return nil, errs.New(errs.Invalid, "descriptors %v can't be connected", x.FDs)
+		}
+	}
+	return a.stdio.take(x.Session, x.FDs)
+}
+
+func (a *Agent) startExec(x proto.Exec, streams map[int]*channel.Stream) (*job, error) {
+	user, err := a.lookup(x.User)
+	if err != nil {
+		return nil, err
+	}
+	var io stdio
+	if s, ok := streams[0]; ok {
+		io.in = s
+		if x.TTY {
+			io.out = s
+		}
+	}
+	if s, ok := streams[1]; ok {
+		io.out = s
+	}
+	if s, ok := streams[2]; ok {
+		io.err = s
+	}
+	return a.start(spec{argv: x.Argv, env: x.Env, dir: x.Dir, user: user, tty: x.TTY, size: x.Size, detach: x.Detach}, io)
+}
+
+// obey carries out the client's frames until the stream ends.
+func obey(j *job, s *channel.Stream) {
+	for {
+		var in proto.ExecInput
+		if proto.ReadFrame(s, &in) != nil {
+			return
+		}
+		if in.Resize != nil {
+			j.resize(*in.Resize)
+		}
+		if in.Signal != "" {
+			j.signal(in.Signal)
+		}
+	}
+}
+
+func closeStreams(streams map[int]*channel.Stream) {
+	for _, s := range streams {
+		s.Close()
+	}
+}

@@ -1,0 +1,150 @@
+package guestd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+	"banger/internal/guest/proto"
+)
+
+// SetLinks brings loopback and the given interfaces up with exactly the given global
+// addresses, waiting for interfaces that have not appeared yet.
+func (l *Linux) SetLinks(ctx context.Context, links []proto.Link) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
+	if len(links) == 0 {
+		return nil
+	}
+	found, err := awaitLinks(ctx, links)
+	if err != nil {
+		return err
+	}
+	for i, want := range links {
+		if err := setLink(found[i], want); err != nil {
+			return fmt.Errorf("interface %s: %w", want.MAC, err)
+		}
+	}
+	return nil
+}
+
+// awaitLinks returns the interfaces in the order of links.
+func awaitLinks(ctx context.Context, links []proto.Link) ([]netlink.Link, error) {
+	// Subscribed before the first look, so that no arrival is missed.
+	updates := make(chan netlink.LinkUpdate, 16)
+	stop := make(chan struct{})
+	defer close(stop)
+	if err := netlink.LinkSubscribe(updates, stop); err != nil {
+		return nil, fmt.Errorf("watch for interfaces: %w", err)
+	}
+	for {
+		found, missing, err := findLinks(links)
+		if err != nil || missing == "" {
+			return found, err
+		}
+		select {
+		case _, ok := <-updates:
+			if !ok {
+				return nil, errors.New("watch for interfaces: the kernel closed the socket")
+			}
+		case <-ctx.Done():
+			return nil, errs.New(errs.Unavailable, "the guest has no network interface %s", missing)
+		}
+	}
+}
+
+func findLinks(links []proto.Link) (found []netlink.Link, missing string, err error) {
+	all, err := netlink.LinkList()
+	if err != nil {
+		return nil, "", fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, want := range links {
+		var match netlink.Link
+		for _, l := range all {
+			if strings.EqualFold(l.Attrs().HardwareAddr.String(), want.MAC) {
+				match = l
+				break
+			}
+		}
+		if match == nil {
+			return nil, want.MAC, nil
+		}
+		found = append(found, match)
+	}
+	return found, "", nil
+}
+
+func setLink(link netlink.Link, want proto.Link) error {
+	if want.MTU > 0 && link.Attrs().MTU != want.MTU {
+		if err := netlink.LinkSetMTU(link, want.MTU); err != nil {
+			return fmt.Errorf("set MTU %d: %w", want.MTU, err)
+		}
+	}
+	if err := setAddresses(link, want.Addresses); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up: %w", err)
+	}
+	if want.Gateway == "" {
+		return nil
+	}
+	gw := net.ParseIP(want.Gateway)
+	if gw == nil {
+		return errs.New(errs.Invalid, "gateway %q is no address", want.Gateway)
+	}
+	// On-link: the gateway need not be within an address's prefix.
+	route := netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw, Flags: int(netlink.FLAG_ONLINK), Dst: defaultRoute(gw)}
+	if err := netlink.RouteReplace(&route); err != nil {
+		return fmt.Errorf("route by %s: %w", gw, err)
+	}
+	return nil
+}
+
+func defaultRoute(gw net.IP) *net.IPNet {
+	if gw.To4() != nil {
+		return &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+	}
+	return &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+}
+
+// setAddresses adds what is missing and removes what another configure left.
+func setAddresses(link netlink.Link, cidrs []string) error {
+	want := map[string]bool{}
+	for _, cidr := range cidrs {
+		addr, err := netlink.ParseAddr(cidr)
+		if err != nil {
+			return errs.New(errs.Invalid, "address %q", cidr).Because(err)
+		}
+		if addr.IP.To4() == nil {
+			addr.Flags = unix.IFA_F_NODAD // nobody else is on this link: usable at once
+		}
+		want[addr.IPNet.String()] = true
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("add address %s: %w", cidr, err)
+		}
+	}
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, addr := range have {
+		if addr.IP.IsGlobalUnicast() && !want[addr.IPNet.String()] {
+			if err := netlink.AddrDel(link, &addr); err != nil {
+				return fmt.Errorf("remove address %s: %w", addr.IPNet, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package guestd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Signals by which systemd, and the small init here, are asked to end the machine.
+// SIGRTMIN is 34 to everyone who uses the C library.
+const (
+	sigPowerOff = unix.Signal(34 + 4)
+	sigReboot   = unix.Signal(34 + 5)
+)
+
+// systemdBooted is the directory by which sd_booted(3) knows.
+const systemdBooted = "/run/systemd/system"
+
+// Shutdown asks the image's init.
+func (l *Linux) Shutdown(init string, reboot bool) error {
+	unix.Sync()
+	_, err := os.Stat(systemdBooted)
+	if err == nil || init == "" {
+		sig := sigPowerOff
+		if reboot {
+			sig = sigReboot
+		}
+		return os.NewSyscallError("kill", unix.Kill(1, sig))
+	}
+	// Its own program knows best how to talk to it.
+	name := "poweroff"
+	if reboot {
+		name = "reboot"
+	}
+	path, err := lookPath(name, rootPath, "/")
+	if err != nil {
+		return killInit(reboot)
+	}
+	var out []byte
+	err = l.Exposed(func() error {
+		var err error
+		out, err = exec.Command(path).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("%s: %w: %s", path, err, out), killInit(reboot))
+	}
+	return nil
+}
+
+// killInit uses the signals that busybox init and most small ones know.
+func killInit(reboot bool) error {
+	sig := unix.SIGUSR2
+	if reboot {
+		sig = unix.SIGTERM
+	}
+	return os.NewSyscallError("kill", unix.Kill(1, sig))
+}
+
+const rootPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// WaitBoot asks systemd, once it can be asked. Other inits can't tell: they run.
+func (l *Linux) WaitBoot(ctx context.Context, init string) (string, error) {
+	if !isSystemd(init) {
+		return "running", nil
+	}
+	// systemctl talks to this socket where there is no bus yet.
+	if err := awaitFile(ctx, "/run/systemd/private"); err != nil {
+		return "", fmt.Errorf("wait for systemd: %w", err)
+	}
+	path, err := lookPath("systemctl", rootPath, "/")
+	if err != nil {
+		return "unknown", nil
+	}
+	cmd := exec.CommandContext(ctx, path, "is-system-running", "--wait")
+	var out strings.Builder
+	cmd.Stdout = &out
+	if err := l.Exposed(cmd.Start); err != nil {
+		return "", fmt.Errorf("start systemctl: %w", err)
+	}
+	// Its status is 1 for "degraded" and others; its word says all.
+	if err := cmd.Wait(); err != nil && out.Len() == 0 {
+		return "", fmt.Errorf("systemctl is-system-running: %w", err)
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// isSystemd tells from the program's name: /sbin/init is a link to it.
+func isSystemd(init string) bool {
+	path, err := filepath.EvalSymlinks(init)
+	return err == nil && filepath.Base(path) == "systemd"
+}
+
+// awaitFile waits until an absolute path exists, by watching the directories above it.
+func awaitFile(ctx context.Context, path string) error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return os.NewSyscallError("inotify_init1", err)
+	}
+	events := os.NewFile(uintptr(fd), "inotify")
+	defer events.Close()
+	defer context.AfterFunc(ctx, func() { events.Close() })()
+	buf := make([]byte, 4096)
+	for {
+		// Watched before it is looked for, so that no arrival is missed.
+		for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+			_, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, unix.ENOENT) || dir == "/" {
+				return &os.PathError{Op: "watch", Path: dir, Err: err}
+			}
+		}
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		if _, err := events.Read(buf); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return err
+		}
+	}
+}

@@ -1,0 +1,32 @@
+package guestd
+
+import (
+	"context"
+	"time"
+
+	"banger/internal/guest/proto"
+)
+
+// System is what the agent does to the running kernel and its init. Linux implements it;
+// tests keep a record instead.
+type System interface {
+	SetHostname(name string) error
+	SetTime(t time.Time) error
+	Now() time.Time
+	AddEntropy(random []byte) error
+	SetLinks(ctx context.Context, links []proto.Link) error
+
+	Freeze(root string) error
+	Thaw(root string) error
+	// GrowRoot makes the filesystem at root fill its device.
+	GrowRoot(root string) (proto.GrowRoot, error)
+
+	// Exposed runs start, which starts a process that must not inherit the agent's
+	// protection from the OOM killer.
+	Exposed(start func() error) error
+
+	// WaitBoot returns the state that the image's init, "" for none, reached.
+	WaitBoot(ctx context.Context, init string) (string, error)
+	// Shutdown asks the image's init, "" for none, to power the machine off or to reboot it.
+	Shutdown(init string, reboot bool) error
+}
