@@ -1,0 +1,73 @@
+// Command bangerd is banger's daemon. The banger command starts it when none runs.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"banger/internal/config"
+	"banger/internal/daemon"
+	"banger/internal/errs"
+)
+
+// Set by the linker.
+var (
+	version  = "dev"
+	checkout = "" // root of the checkout that this was built in
+)
+
+func main() {
+	readyFD := flag.Int("ready-fd", -1, "write `ready` to this descriptor once the socket serves")
+	flag.Parse()
+	ready := io.WriteCloser(os.Stderr)
+	if *readyFD >= 0 {
+		ready = os.NewFile(uintptr(*readyFD), "ready")
+	}
+	if err := run(ready); err != nil {
+		report := "error: " + strings.ReplaceAll(err.Error(), "\n", " ") + "\n"
+		if hint := errs.HintOf(err); hint != "" {
+			report += "hint: " + hint + "\n"
+		}
+		io.WriteString(ready, report)
+		if *readyFD >= 0 {
+			fmt.Fprint(os.Stderr, "bangerd: ", report)
+		}
+		os.Exit(1)
+	}
+}
+
+func run(ready io.WriteCloser) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	// A terminal's hang-up and its Ctrl-C are for the command that started us.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	cfg, err := config.Load(os.Getenv, os.Geteuid())
+	if err != nil {
+		return err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	d, err := daemon.Open(ctx, daemon.Options{
+		Config: cfg, Getenv: os.Getenv, Executable: exe, Checkout: checkout, Version: version,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Serve(ctx, func() {
+		io.WriteString(ready, "ready\n")
+		if ready != os.Stderr {
+			ready.Close()
+		}
+	})
+}

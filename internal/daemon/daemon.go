@@ -1,0 +1,210 @@
+// Package daemon is the only wiring of bangerd: it opens the state directory, puts the
+// managers together, recovers what the last daemon left, and serves. It decides nothing.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+	"banger/internal/config"
+	"banger/internal/disk/qcow2"
+	"banger/internal/errs"
+	"banger/internal/guest"
+	"banger/internal/host"
+	"banger/internal/op"
+	"banger/internal/runtimedir"
+	"banger/internal/server"
+	"banger/internal/store"
+	"banger/internal/vm"
+)
+
+// Options say how a daemon is to run.
+type Options struct {
+	Config     config.Config
+	Getenv     func(string) string
+	Executable string // of this program: the install layout is found beside it
+	Checkout   string // root of the checkout that it was built in, or empty
+	Version    string
+	Log        *slog.Logger
+}
+
+// Daemon is an open daemon: it owns its state directory.
+type Daemon struct {
+	opts      Options
+	lock      *os.File
+	store     *store.Store
+	vms       *vm.Manager
+	library   *library
+	vmm       *vmm
+	ops       *op.Registry
+	identity  identity
+	cancel    context.CancelFunc
+	startedAt time.Time
+	stopOnce  sync.Once
+	stopping  chan struct{}
+}
+
+// Open takes the state directory and recovers every VM in it. errs.Busy if another daemon
+// has it.
+func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
+	state := opts.Config.StateDir
+	if err := os.MkdirAll(filepath.Join(state, "cache"), 0o700); err != nil {
+		return nil, errs.New(errs.Unavailable, "make the state directory").Because(err).Try("set BANGER_STATE_DIR to a place you can write to")
+	}
+	d := &Daemon{opts: opts, startedAt: time.Now().UTC(), stopping: make(chan struct{})}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	d.cancel = cancel
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	if d.lock, err = lockState(state); err != nil {
+		return nil, err
+	}
+	if d.store, err = store.Open(ctx, filepath.Join(state, "banger.db")); err != nil {
+		return nil, err
+	}
+	if d.identity, err = loadIdentity(filepath.Join(state, "ssh")); err != nil {
+		return nil, err
+	}
+	d.vmm = newVMM(filepath.Join(state, "cache"))
+	d.ops = op.NewRegistry(run)
+	d.library = &library{state: state, resolve: d.bundle, target: d.bundleTarget}
+	memory, err := host.MemoryBytes()
+	if err != nil {
+		return nil, err
+	}
+	d.vms = vm.NewManager(run, vm.Config{
+		Dir: filepath.Join(state, "vms"), Store: d.store, Disks: qcow2.Driver{}, Hypervisor: d.vmm,
+		Images: d.library, Kernels: d.library, Connect: connect,
+		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory},
+		DefaultImage: opts.Config.Image, DefaultKernel: opts.Config.Kernel,
+		AuthorizedKeys: []string{d.identity.public}, Log: opts.Log,
+	})
+	d.library.vms = d.vms
+	if err := d.vms.Recover(ctx); err != nil {
+		opts.Log.Error("recover", "err", err) // the VMs concerned say so themselves
+	}
+	return d, nil
+}
+
+func connect(ctx context.Context, conn net.Conn) (vm.Guest, error) { return guest.Connect(ctx, conn) }
+
+func (d *Daemon) bundleConfig() runtimedir.Config {
+	return runtimedir.Config{RuntimeDir: d.opts.Config.RuntimeDir, RepoRoot: d.opts.Config.RepoRoot}
+}
+
+func (d *Daemon) bundle() (runtimedir.Bundle, error) {
+	return runtimedir.Resolve(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
+}
+
+func (d *Daemon) bundleTarget() (runtimedir.Bundle, error) {
+	return runtimedir.Target(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
+}
+
+// lockState makes sure that no other daemon works on the state directory. The kernel gives
+// the lock back when the process ends, however it ends.
+func lockState(state string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(state, "bangerd.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "use the state directory %s", state).Because(err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errs.New(errs.Busy, "another bangerd works on %s", state).Try("banger daemon status tells of it")
+		}
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return f, nil
+}
+
+// drainLimit bounds how long an ending daemon waits for cancelled operations to undo
+// what they did. What is left then the next daemon recovers.
+const drainLimit = 30 * time.Second
+
+// Serve listens on the configured socket, calls ready, and serves until ctx ends or a
+// client asks it to stop.
+func (d *Daemon) Serve(ctx context.Context, ready func()) error {
+	l, err := listen(d.opts.Config.Socket)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(d.opts.Config.Socket) // a client that comes now starts another daemon
+	huma.NewError = server.NewError
+	s := server.Server{
+		VMs: d.vms, Ops: d.ops, Library: d.library, Daemon: d.describe, Doctor: d.doctor,
+		Identity: d.identity.file, Stop: d.stop, Log: d.opts.Log,
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	srv := &http.Server{
+		Handler:           s.Handler(d.opts.Version),
+		ReadHeaderTimeout: 10 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(d.opts.Log.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	ready()
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+	case <-d.stopping:
+	}
+	d.cancel() // operations undo what they did
+	drain, done := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
+	defer done()
+	if derr := d.ops.Drain(drain); derr != nil {
+		d.opts.Log.Warn("operations did not end in time; the next daemon will recover them")
+	}
+	cancel() // of streams and followers
+	return errors.Join(err, srv.Shutdown(drain))
+}
+
+// stop ends Serve; it returns at once.
+func (d *Daemon) stop() { d.stopOnce.Do(func() { close(d.stopping) }) }
+
+// Close gives everything back. VMs run on.
+func (d *Daemon) Close() error {
+	d.cancel()
+	var err error
+	if d.vms != nil {
+		err = d.vms.Close()
+	}
+	if d.store != nil {
+		err = errors.Join(err, d.store.Close())
+	}
+	if d.lock != nil {
+		err = errors.Join(err, d.lock.Close())
+	}
+	return err
+}
+
+func (d *Daemon) describe(ctx context.Context) (api.Daemon, error) {
+	vms, err := d.vms.List(ctx)
+	if err != nil {
+		return api.Daemon{}, err
+	}
+	out := api.Daemon{Version: d.opts.Version, PID: os.Getpid(), StartedAt: d.startedAt, StateDir: d.opts.Config.StateDir,
+		Socket: d.opts.Config.Socket, VMs: len(vms)}
+	for _, v := range vms {
+		if v.State.HasMachine() {
+			out.Running++
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,57 @@
+package daemon
+
+import (
+	"crypto/ed25519"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/crypto/ssh"
+
+	"banger/internal/errs"
+)
+
+// identity is the key pair by which this banger's user is known to every guest.
+type identity struct {
+	file   string // of the private key
+	public string // an authorized_keys line
+}
+
+// loadIdentity reads the key pair in dir, making it at the first time.
+func loadIdentity(dir string) (identity, error) {
+	id := identity{file: filepath.Join(dir, "id_ed25519")}
+	raw, err := os.ReadFile(id.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		raw, err = newIdentity(dir, id.file)
+	}
+	if err != nil {
+		return identity{}, fmt.Errorf("the SSH key of this banger: %w", err)
+	}
+	signer, err := ssh.ParsePrivateKey(raw)
+	if err != nil {
+		return identity{}, errs.New(errs.Internal, "the SSH key %s can't be read", id.file).Because(err).Try("move it away; another is made")
+	}
+	id.public = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))) + " banger"
+	return id, nil
+}
+
+func newIdentity(dir, file string) ([]byte, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	_, priv, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	block, err := ssh.MarshalPrivateKey(priv, "banger")
+	if err != nil {
+		return nil, err
+	}
+	raw := pem.EncodeToMemory(block)
+	return raw, renameio.WriteFile(file, raw, 0o600)
+}

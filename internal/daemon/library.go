@@ -1,0 +1,223 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"banger/api"
+	"banger/internal/errs"
+	"banger/internal/guest/embedded"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/op"
+	"banger/internal/runtimedir"
+	"banger/internal/vm"
+)
+
+// library is the images and kernels that VMs can use: those of the runtime bundle, which
+// is read-only but for its builds, and those that live in the state directory.
+type library struct {
+	state    string
+	resolve  func() (runtimedir.Bundle, error)
+	target   func() (runtimedir.Bundle, error) // where a bundle would be built
+	vms      *vm.Manager                       // who uses what
+	building op.Locks
+}
+
+func (l *library) ownKernels() string { return filepath.Join(l.state, "kernels") }
+func (l *library) ownImages() string  { return filepath.Join(l.state, "images") }
+
+// roots returns the directories to look in, the state's first. A bundle that is not there
+// is told of only when something was not found: see missing.
+func roots(own string, b runtimedir.Bundle, err error, sub string) []string {
+	if err != nil {
+		return []string{own}
+	}
+	return []string{own, filepath.Join(b.Dir, sub)}
+}
+
+// missing turns "not found" into "no bundle" where that is why.
+func missing(err, noBundle error) error {
+	if err != nil && noBundle != nil && errs.KindOf(err) == errs.NotFound {
+		return noBundle
+	}
+	return err
+}
+
+// Image implements vm.Images.
+func (l *library) Image(name string) (image.Image, error) {
+	b, noBundle := l.resolve()
+	i, err := image.Get(name, roots(l.ownImages(), b, noBundle, "images")...)
+	return i, missing(err, noBundle)
+}
+
+// Kernel implements vm.Kernels.
+func (l *library) Kernel(name string) (kernel.Kernel, error) {
+	b, noBundle := l.resolve()
+	k, err := kernel.Get(name, roots(l.ownKernels(), b, noBundle, "kernels")...)
+	return k, missing(err, noBundle)
+}
+
+// Initramfs implements vm.Kernels.
+func (l *library) Initramfs(ctx context.Context, k kernel.Kernel) (string, error) {
+	agent, err := embedded.Agent()
+	if err != nil {
+		return "", err
+	}
+	return kernel.Initramfs(ctx, k, agent, filepath.Join(l.state, "cache", "initramfs"))
+}
+
+// users returns the names of the VMs whose spec uses matches.
+func (l *library) users(ctx context.Context) (images, kernels map[string][]string, err error) {
+	vms, err := l.vms.List(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	images, kernels = map[string][]string{}, map[string][]string{}
+	for _, v := range vms {
+		images[v.Spec.Image] = append(images[v.Spec.Image], v.Name)
+		kernels[v.Spec.Kernel] = append(kernels[v.Spec.Kernel], v.Name)
+	}
+	return images, kernels, nil
+}
+
+func (l *library) Images(ctx context.Context) ([]api.Image, error) {
+	b, noBundle := l.resolve()
+	all, err := image.List(roots(l.ownImages(), b, noBundle, "images")...)
+	if err != nil {
+		return nil, err
+	}
+	used, _, err := l.users(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.Image, 0, len(all))
+	for _, i := range all {
+		out = append(out, showImage(i, used[i.Name]))
+	}
+	return out, nil
+}
+
+func showImage(i image.Image, usedBy []string) api.Image {
+	return api.Image{
+		Name: i.Name, Distribution: i.Distribution, Release: i.Release, VirtualBytes: i.VirtualBytes,
+		AllocatedBytes: i.AllocatedBytes, SHA256: i.SHA256, ManifestHash: i.ManifestHash, Path: i.Path,
+		BuiltAt: i.BuiltAt, UsedBy: append([]string{}, usedBy...),
+	}
+}
+
+func (l *library) ImageInfo(ctx context.Context, name string) (api.Image, error) {
+	i, err := l.Image(name)
+	if err != nil {
+		return api.Image{}, err
+	}
+	used, _, err := l.users(ctx)
+	if err != nil {
+		return api.Image{}, err
+	}
+	out := showImage(i, used[name])
+	for _, p := range i.Packages {
+		out.Packages = append(out.Packages, api.Package{Name: p.Name, Version: p.Version})
+	}
+	return out, nil
+}
+
+func (l *library) RemoveImage(ctx context.Context, name string) error {
+	i, err := l.Image(name)
+	if err != nil {
+		return err
+	}
+	return l.vms.Unused(ctx, "image "+name, func(s vm.Spec) bool { return s.Image == name },
+		func() error { return image.Remove(filepath.Dir(i.Dir), name) })
+}
+
+func (l *library) Kernels(ctx context.Context) ([]api.Kernel, error) {
+	b, noBundle := l.resolve()
+	all, err := kernel.List(roots(l.ownKernels(), b, noBundle, "kernels")...)
+	if err != nil {
+		return nil, err
+	}
+	_, used, err := l.users(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.Kernel, 0, len(all))
+	for _, k := range all {
+		out = append(out, api.Kernel{
+			Name: k.Name, Version: k.Version, Arch: k.Arch, Source: k.Source, Bytes: k.Bytes, SHA256: k.SHA256,
+			Modules: k.Modules, Path: k.Dir, CreatedAt: k.CreatedAt, UsedBy: append([]string{}, used[k.Name]...),
+		})
+	}
+	return out, nil
+}
+
+func (l *library) ImportKernel(ctx context.Context, o *op.Operation, req api.ImportKernel) error {
+	for _, p := range []string{req.Path, req.ModulesDir} {
+		if p != "" && !filepath.IsAbs(p) {
+			return errs.New(errs.Invalid, "%q is not an absolute path", p)
+		}
+	}
+	if _, err := l.Kernel(req.Name); err == nil { // also in the bundle, which Import does not see
+		return errs.New(errs.Conflict, "there is a kernel %s already", req.Name)
+	}
+	_, err := kernel.Import(ctx, l.ownKernels(), kernel.ImportSpec{Name: req.Name, Image: req.Path, ModulesDir: req.ModulesDir}, o.Stage)
+	return err
+}
+
+func (l *library) RemoveKernel(ctx context.Context, name string) error {
+	k, err := l.Kernel(name)
+	if err != nil {
+		return err
+	}
+	return l.vms.Unused(ctx, "kernel "+name, func(s vm.Spec) bool { return s.Kernel == name },
+		func() error { return kernel.Remove(filepath.Dir(k.Dir), name) })
+}
+
+func (l *library) Runtime() (api.Runtime, error) {
+	b, err := l.resolve()
+	return api.Runtime{Path: b.Dir, Rule: b.Rule}, err
+}
+
+// BuildRuntime makes what the bundle lacks. A forced build replaces files that the disks
+// of VMs are based on, so none may exist.
+func (l *library) BuildRuntime(ctx context.Context, o *op.Operation, req api.BuildRuntime) error {
+	target, err := l.target()
+	if err != nil {
+		return err
+	}
+	unlock, err := l.building.Lock(ctx, target.Dir, "built")
+	if err != nil {
+		return errs.New(errs.Busy, "the runtime bundle is being built already").Try("wait for that build to end")
+	}
+	defer unlock()
+	build := func() error {
+		return runtimedir.Build(ctx, target.Dir, runtimedir.Options{Only: req.Only, Force: req.Force}, o.Stage)
+	}
+	if !req.Force {
+		return build()
+	}
+	return l.vms.Unused(ctx, "the runtime bundle", func(vm.Spec) bool { return true }, build)
+}
+
+// Detail says what the library holds, for the doctor.
+func (l *library) detail(ctx context.Context) (string, error) {
+	b, err := l.resolve()
+	if err != nil {
+		return "", err
+	}
+	images, err := l.Images(ctx)
+	if err != nil {
+		return "", err
+	}
+	kernels, err := l.Kernels(ctx)
+	if err != nil {
+		return "", err
+	}
+	var names []string
+	for _, i := range images {
+		names = append(names, i.Name)
+	}
+	return fmt.Sprintf("%s (%s): %d kernels; images %s", b.Dir, b.Rule, len(kernels), strings.Join(names, ", ")), nil
+}

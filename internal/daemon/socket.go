@@ -1,0 +1,76 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+)
+
+// maxSocketPath is the longest path that fits sockaddr_un, with its final NUL.
+const maxSocketPath = 107
+
+// listen makes the daemon's socket, for its user alone. A socket of a daemon that has died
+// is replaced: the lock on the state directory says that none of ours lives, but the
+// socket may have been placed elsewhere, where another's could be.
+func listen(path string) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, errs.New(errs.Unavailable, "make the socket's directory").Because(err).Try("set BANGER_SOCKET to a path you can write to")
+	}
+	if err := clearStale(path); err != nil {
+		return nil, err
+	}
+	bind := path
+	if len(path) > maxSocketPath { // reached through its directory's descriptor
+		d, err := os.Open(dir)
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		bind = fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), filepath.Base(path))
+		if len(bind) > maxSocketPath {
+			return nil, errs.New(errs.Invalid, "the socket's name %.40q… is too long", filepath.Base(path)).Try("set BANGER_SOCKET to a shorter path")
+		}
+	}
+	old := unix.Umask(0o177) // no moment at which others could connect
+	l, err := net.Listen("unix", bind)
+	unix.Umask(old)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "listen on %s", path).Because(err).Try("set BANGER_SOCKET to another path")
+	}
+	// Its name here may be one that only holds while dir is open, so the one who serves
+	// removes the file.
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return l, nil
+}
+
+// clearStale removes a socket that nobody serves. Anything else at that path stays.
+func clearStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode()&fs.ModeSocket == 0 {
+		return errs.New(errs.Conflict, "%s is there and is not a socket", path).Try("move it away, or set BANGER_SOCKET to another path")
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return errs.New(errs.Conflict, "the socket %s belongs to user %d", path, owner).Try("set BANGER_SOCKET to a path of your own")
+	}
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		conn.Close()
+		return errs.New(errs.Busy, "another daemon serves %s", path).Try("stop it, or set BANGER_SOCKET to another path")
+	}
+	return os.Remove(path)
+}

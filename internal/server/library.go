@@ -1,0 +1,57 @@
+package server
+
+import (
+	"context"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"banger/api"
+	"banger/internal/op"
+)
+
+type ByName struct {
+	Name string `path:"name"`
+}
+
+func (s *Server) libraryRoutes(a huma.API) {
+	huma.Register(a, route("GET", "/v1/images", "list-images", "List images"),
+		func(ctx context.Context, _ *none) (*reply[[]api.Image], error) {
+			images, err := s.Library.Images(ctx)
+			return &reply[[]api.Image]{images}, toAPI(err)
+		})
+	huma.Register(a, route("GET", "/v1/images/{name}", "get-image", "Inspect an image"),
+		func(ctx context.Context, in *ByName) (*reply[api.Image], error) {
+			image, err := s.Library.ImageInfo(ctx, in.Name)
+			return &reply[api.Image]{image}, toAPI(err)
+		})
+	huma.Register(a, route("DELETE", "/v1/images/{name}", "remove-image", "Remove an image that no VM uses"),
+		func(ctx context.Context, in *ByName) (*none, error) {
+			return nil, toAPI(s.Library.RemoveImage(ctx, in.Name))
+		})
+	huma.Register(a, route("GET", "/v1/kernels", "list-kernels", "List kernels"),
+		func(ctx context.Context, _ *none) (*reply[[]api.Kernel], error) {
+			kernels, err := s.Library.Kernels(ctx)
+			return &reply[[]api.Kernel]{kernels}, toAPI(err)
+		})
+	huma.Register(a, route("POST", "/v1/kernels", "import-kernel", "Import a kernel file of the host's"),
+		func(_ context.Context, in *struct{ Body api.ImportKernel }) (*accepted, error) {
+			return s.start("import kernel", func(ctx context.Context, o *op.Operation) error {
+				return s.Library.ImportKernel(ctx, o, in.Body)
+			}), nil
+		})
+	huma.Register(a, route("DELETE", "/v1/kernels/{name}", "remove-kernel", "Remove an imported kernel that no VM uses"),
+		func(ctx context.Context, in *ByName) (*none, error) {
+			return nil, toAPI(s.Library.RemoveKernel(ctx, in.Name))
+		})
+	huma.Register(a, route("GET", "/v1/runtime", "get-runtime", "Tell where the runtime bundle is"),
+		func(context.Context, *none) (*reply[api.Runtime], error) {
+			r, err := s.Library.Runtime()
+			return &reply[api.Runtime]{r}, toAPI(err)
+		})
+	huma.Register(a, route("POST", "/v1/runtime/build", "build-runtime", "Make what the runtime bundle lacks"),
+		func(_ context.Context, in *struct{ Body api.BuildRuntime }) (*accepted, error) {
+			return s.start("build runtime", func(ctx context.Context, o *op.Operation) error {
+				return s.Library.BuildRuntime(ctx, o, in.Body)
+			}), nil
+		})
+}

@@ -1,0 +1,138 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"banger/api"
+	"banger/internal/errs"
+	"banger/internal/hypervisor"
+	"banger/internal/op"
+	"banger/internal/vm"
+)
+
+// ByRef is exported because huma looks into exported embedded structs only.
+type ByRef struct {
+	Ref string `path:"ref" doc:"A name, an id, or a unique prefix of either"`
+}
+
+func (s *Server) vmRoutes(a huma.API) {
+	huma.Register(a, route("GET", "/v1/vms", "list-vms", "List VMs"),
+		func(ctx context.Context, _ *none) (*reply[[]api.VM], error) {
+			vms, err := s.VMs.List(ctx)
+			if err != nil {
+				return nil, toAPI(err)
+			}
+			out := make([]api.VM, 0, len(vms))
+			for _, v := range vms {
+				out = append(out, s.show(v))
+			}
+			return &reply[[]api.VM]{out}, nil
+		})
+	huma.Register(a, route("GET", "/v1/vms/{ref}", "get-vm", "Inspect a VM"),
+		func(ctx context.Context, in *ByRef) (*reply[api.VM], error) {
+			v, err := s.VMs.Find(ctx, in.Ref)
+			if err != nil {
+				return nil, toAPI(err)
+			}
+			return &reply[api.VM]{s.show(v)}, nil
+		})
+	huma.Register(a, route("POST", "/v1/vms", "create-vm", "Create a VM"),
+		func(_ context.Context, in *struct{ Body api.CreateVM }) (*accepted, error) {
+			return s.start("create", func(ctx context.Context, o *op.Operation) error {
+				_, err := s.VMs.Create(ctx, o, request(in.Body))
+				return err
+			}), nil
+		})
+	huma.Register(a, route("POST", "/v1/vms/{ref}/start", "start-vm", "Start a stopped VM"),
+		func(ctx context.Context, in *struct {
+			ByRef
+			Body api.StartVM
+		}) (*accepted, error) {
+			return s.startOn(ctx, "start", in.Ref, func(ctx context.Context, o *op.Operation, id string) error {
+				_, err := s.VMs.Start(ctx, o, id, vm.Wait(in.Body.Wait))
+				return err
+			})
+		})
+	huma.Register(a, route("POST", "/v1/vms/{ref}/stop", "stop-vm", "Stop a running VM"),
+		func(ctx context.Context, in *struct {
+			ByRef
+			Body api.StopVM
+		}) (*accepted, error) {
+			limit := vm.StopLimit
+			if t := in.Body.TimeoutSeconds; t != nil {
+				if *t < 0 || *t > 24*60*60 {
+					return nil, toAPI(errs.New(errs.Invalid, "%d seconds is no time to wait", *t).Try("choose 0 to 86400"))
+				}
+				limit = time.Duration(*t) * time.Second
+			}
+			return s.startOn(ctx, "stop", in.Ref, func(ctx context.Context, o *op.Operation, id string) error {
+				_, err := s.VMs.Stop(ctx, o, id, limit)
+				return err
+			})
+		})
+	huma.Register(a, route("DELETE", "/v1/vms/{ref}", "remove-vm", "Remove a VM with its disk"),
+		func(ctx context.Context, in *struct {
+			ByRef
+			Force bool `query:"force" doc:"Also if it runs"`
+		}) (*accepted, error) {
+			return s.startOn(ctx, "remove", in.Ref, func(ctx context.Context, _ *op.Operation, id string) error {
+				return s.VMs.Delete(ctx, id, in.Force)
+			})
+		})
+}
+
+// startOn starts an operation on the VM that ref means.
+func (s *Server) startOn(ctx context.Context, kind, ref string, run func(context.Context, *op.Operation, string) error) (*accepted, error) {
+	v, err := s.VMs.Find(ctx, ref)
+	if err != nil {
+		return nil, toAPI(err)
+	}
+	out := s.start(kind, func(ctx context.Context, o *op.Operation) error {
+		o.About(v.ID)
+		return run(ctx, o, v.ID)
+	})
+	out.Body.VM = v.ID
+	return out, nil
+}
+
+func request(c api.CreateVM) vm.Request {
+	return vm.Request{
+		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
+		Net: c.Net, Accel: c.Accel, Env: c.Env, AutoRemove: c.AutoRemove, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
+	}
+}
+
+func (s *Server) show(v vm.VM) api.VM {
+	out := api.VM{
+		ID: v.ID, Name: v.Name, State: api.State(v.State), Image: v.Spec.Image, Kernel: v.Spec.Kernel,
+		Backend: "qemu", Accel: v.Spec.Accel, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
+		Disk:       api.Disk{Driver: v.Disk.Driver, VirtualBytes: v.Disk.VirtualBytes, AllocatedBytes: s.VMs.DiskUsage(v)},
+		Network:    api.Network{Mode: string(v.Spec.Net), MAC: v.MAC},
+		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "",
+		CreatedAt:  v.CreatedAt, StartedAt: instant(v.StartedAt), StoppedAt: instant(v.StoppedAt),
+		Error: v.Reason, Directory: s.VMs.Directory(v),
+	}
+	if v.Spec.Net == vm.NetUser {
+		out.Network.IP = vm.UserNetAddress
+	}
+	if v.StartTook > 0 {
+		out.Start = &api.Start{Kind: "cold", MS: v.StartTook.Milliseconds()}
+	}
+	if v.Machine != nil {
+		out.PID, out.Accel = v.Machine.Process.PID, string(v.Machine.Accel)
+	}
+	if out.Accel == string(hypervisor.TCG) {
+		out.Notes = append(out.Notes, "its instructions are translated in software (TCG): that is slow, and no security boundary between it and this host")
+	}
+	return out
+}
+
+func instant(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}

@@ -1,0 +1,101 @@
+package banger
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// listed is what `go list` tells of a package.
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func packages(t *testing.T) []listed {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []listed
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+// rules say what a package may import of banger's own; packages that are not named here
+// may import any but those that closed keeps to themselves.
+var rules = map[string][]string{
+	"banger/internal/cli":    {"banger/api", "banger/internal/config", "banger/internal/errs"},
+	"banger/internal/host":   {"banger/internal/errs"},
+	"banger/internal/undo":   {},
+	"banger/internal/errs":   {},
+	"banger/internal/op":     {"banger/internal/errs"},
+	"banger/internal/server": {"banger/api", "banger/internal/errs", "banger/internal/op", "banger/internal/vm", "banger/internal/guest/proto", "banger/internal/hypervisor"},
+	"banger/api":             {"banger/internal/guest/proto", "banger/internal/guest/session"},
+}
+
+// closed packages are imported by those named only.
+var closed = map[string][]string{
+	"banger/internal/vm":     {"banger/internal/daemon", "banger/internal/server", "banger/internal/store"},
+	"banger/internal/store":  {"banger/internal/daemon"},
+	"banger/internal/server": {"banger/internal/daemon"},
+	"banger/internal/daemon": {"banger/cmd/bangerd"},
+	"banger/internal/cli":    {"banger/cmd/banger"},
+	"banger/internal/guestd": {"banger/cmd/banger-guest"},
+}
+
+func TestPackagesImportOnlyWhatTheyMay(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, imp := range p.Imports {
+			if imp != "banger" && !strings.HasPrefix(imp, "banger/") {
+				if slices.Contains([]string{"banger/internal/undo", "banger/internal/errs"}, p.ImportPath) && strings.Contains(imp, ".") {
+					t.Errorf("%s imports %s; it may use the standard library only", p.ImportPath, imp)
+				}
+				continue
+			}
+			if may, ruled := rules[p.ImportPath]; ruled && !slices.Contains(may, imp) {
+				t.Errorf("%s may not import %s", p.ImportPath, imp)
+			}
+			if by, ok := closed[imp]; ok && !slices.Contains(by, p.ImportPath) {
+				t.Errorf("%s may not import %s; only %s may", p.ImportPath, imp, strings.Join(by, ", "))
+			}
+		}
+	}
+}
+
+func TestNoPackageIsCalledUtil(t *testing.T) {
+	for _, p := range packages(t) {
+		name := p.ImportPath[strings.LastIndex(p.ImportPath, "/")+1:]
+		if slices.Contains([]string{"util", "utils", "common", "helpers", "misc", "shared", "pkg"}, name) {
+			t.Errorf("%s has a name that says nothing", p.ImportPath)
+		}
+	}
+}
+
+// Artefacts of the runtime bundle are never tracked.
+func TestNoArtefactIsTracked(t *testing.T) {
+	out, err := exec.Command("git", "ls-files", "-z").Output()
+	if err != nil {
+		t.Skip("SKIP: this is no git checkout")
+	}
+	for _, name := range strings.Split(string(out), "\x00") {
+		for _, pattern := range []string{"runtime/", "build/", ".ext4", ".qcow2", ".cpio", "vmlinux", "vmlinuz"} {
+			base := name[strings.LastIndex(name, "/")+1:]
+			if strings.HasPrefix(name, pattern) || strings.HasSuffix(base, pattern) {
+				t.Errorf("%s is tracked", name)
+			}
+		}
+	}
+}
