@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"banger/api"
+)
+
+func (a *app) lsCommand() *cobra.Command {
+	var all, quiet, asJSON bool
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"ps"},
+		Short:   "List VMs",
+		Example: "  banger ls -a",
+		Args:    args(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			vms, err := client.VMs(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.json(append([]api.VM{}, vms...))
+			}
+			listed := vms
+			if !all {
+				listed = up(vms)
+			}
+			if quiet {
+				for _, vm := range listed {
+					a.print("%s\n", shown(vm.Name))
+				}
+				return nil
+			}
+			if n := len(vms) - len(listed); n > 0 && isTerminal(a.Stderr) {
+				defer a.note("%d stopped not shown; `banger ls -a` shows all", n)
+			}
+			return a.table(vmRows(listed, time.Now()))
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "stopped ones too")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "all VMs, as a JSON array")
+	return cmd
+}
+
+// up leaves out the stopped VMs.
+func up(vms []api.VM) []api.VM {
+	var list []api.VM
+	for _, vm := range vms {
+		if vm.State != api.StateStopped {
+			list = append(list, vm)
+		}
+	}
+	return list
+}
+
+func vmRows(vms []api.VM, now time.Time) [][]string {
+	head := []string{"NAME", "STATE", "IMAGE", "IP", "CPUS", "MEM", "DISK", "UPTIME", "START"}
+	rows := [][]string{head}
+	for _, vm := range vms {
+		row := []string{
+			vm.Name, string(vm.State), vm.Image, vm.Network.IP, strconv.Itoa(vm.CPUs), bytesText(vm.MemoryBytes),
+			bytesText(vm.Disk.AllocatedBytes) + "/" + bytesText(vm.Disk.VirtualBytes), uptime(vm, now), startText(vm.Start),
+		}
+		if vm.Error != "" {
+			if len(rows[0]) == len(head) {
+				rows[0] = append(head, "REASON")
+			}
+			row = append(row, vm.Error)
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func bytesText(n int64) string { return units.BytesSize(float64(n)) }
+
+// uptime tells how long a VM has run, or since when it has not.
+func uptime(vm api.VM, now time.Time) string {
+	switch {
+	case vm.State == api.StateStopped && vm.StoppedAt != nil:
+		return "stopped " + ago(now.Sub(*vm.StoppedAt))
+	case (vm.State == api.StateRunning || vm.State == api.StatePaused) && vm.StartedAt != nil:
+		return duration(now.Sub(*vm.StartedAt))
+	}
+	return ""
+}
+
+func ago(d time.Duration) string { return duration(d) + " ago" }
+
+// duration puts d into words. One below zero comes from a clock that was set back.
+func duration(d time.Duration) string { return strings.ToLower(units.HumanDuration(max(0, d))) }
+
+func startText(s *api.Start) string {
+	if s == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s %.2fs", s.Kind, float64(s.MS)/1000)
+}
+
+// table prints rows in columns. Empty cells become a dash.
+func (a *app) table(rows [][]string) error {
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		for i, cell := range row {
+			if cell == "" {
+				cell = "-"
+			}
+			if i > 0 {
+				fmt.Fprint(w, "\t")
+			}
+			fmt.Fprint(w, shown(cell))
+		}
+		fmt.Fprintln(w)
+	}
+	return w.Flush()
+}

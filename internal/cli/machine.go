@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"banger/api"
+)
+
+const waitUsage = "be done once the image's init has finished its start (`boot`, the default) or the guest answers (agent)"
+
+// machineFlags gives cmd the flags that describe a new VM and returns where they go.
+func (a *app) machineFlags(cmd *cobra.Command) *api.CreateVM {
+	req := new(api.CreateVM)
+	var cpus int
+	f := cmd.Flags()
+	f.StringVar(&req.Name, "name", "", "name of the VM; one is invented if none is given")
+	f.StringVar(&req.Image, "image", "", "`image` that its disk is based on")
+	f.StringVar(&req.Kernel, "kernel", "", "`kernel` that it boots")
+	f.IntVar(&cpus, "cpus", 0, "number of CPUs")
+	f.Var(size{&req.MemoryBytes}, "memory", "memory, as in 1G")
+	f.Var(size{&req.DiskBytes}, "disk", "size of its disk, as in 8G; at least the image's")
+	f.StringVar(&req.Net, "net", "", "network: auto, bridge, user or none")
+	f.StringVar(&req.Accel, "accel", "", "acceleration: auto, kvm or tcg")
+	f.VarP(envFlag{&req.Env, a.lookupEnv}, "env", "e", "variable of every command in the VM; K alone takes it from here")
+	cmd.PreRun = func(cmd *cobra.Command, _ []string) {
+		if cmd.Flags().Changed("cpus") {
+			req.CPUs = &cpus
+		}
+	}
+	return req
+}

@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"banger/api"
+)
+
+// runOptions are the flags of run that are not about the machine.
+type runOptions struct {
+	exec   api.Exec
+	remove bool
+	detach bool
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:                   "run [flags] [--] [CMD…]",
+		DisableFlagsInUseLine: true,
+		Short:                 "Run a command in a new VM; without one, a login shell",
+		Long: `Make a VM, start it and run a command in it, as exec does, with the same exit codes.
+The VM stays unless --rm is given.`,
+		Example: "  banger run --rm -- make test",
+		Args:    args(0, -1, ""),
+	}
+	req := a.machineFlags(cmd)
+	a.commandFlags(cmd, &o.exec)
+	f := cmd.Flags()
+	f.BoolVar(&o.remove, "rm", false, "remove the VM when the command ends; with -d, when the VM stops")
+	f.BoolVarP(&o.detach, "detach", "d", false, "leave the command to run on, its output in the VM's log, and print the VM's name")
+	f.Bool("fresh", false, "start cold; a warm start is never used")
+	f.StringVar(&req.Wait, "wait", "", waitUsage)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if o.detach && o.exec.TTY {
+			return badUsage("-d and -t exclude each other: a command left to itself has no terminal")
+		}
+		a.failure = exitBanger
+		o.exec.Argv = command(args)
+		if !cmd.Flags().Changed("tty") && !o.detach {
+			o.exec.TTY = a.interactive(o.exec.Argv)
+		}
+		req.Start = true
+		client, err := a.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if o.detach {
+			return a.runDetached(cmd.Context(), client, *req, o)
+		}
+		return a.run(cmd.Context(), client, *req, o)
+	}
+	return cmd
+}
+
+// boot makes and starts a VM. An interrupt leaves none, even one that came too late for
+// the daemon to roll back.
+func (a *app) boot(ctx context.Context, client *api.Client, req api.CreateVM) (api.VM, error) {
+	p := a.progress("")
+	defer p.close()
+	vm, err := client.CreateVM(ctx, req, p.event)
+	if err != nil || ctx.Err() == nil {
+		return vm, err
+	}
+	if err := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil); err != nil {
+		a.report(err)
+	}
+	return vm, ctx.Err()
+}
+
+// run starts a VM and runs a command in it. With --rm a lease makes sure that the VM goes
+// even if this process is killed; at an orderly end it is removed, and gone, before run
+// returns.
+func (a *app) run(ctx context.Context, client *api.Client, req api.CreateVM, o runOptions) error {
+	if o.remove {
+		id, lease, err := client.Lease(context.WithoutCancel(ctx))
+		if err != nil {
+			return err
+		}
+		defer lease.Close()
+		req.Lease = id
+	}
+	vm, err := a.boot(ctx, client, req)
+	if err != nil {
+		return err
+	}
+	err = a.exec(ctx, client, vm.ID, o.exec)
+	if !o.remove {
+		if isTerminal(a.Stderr) {
+			a.note("%s runs on; stop it with `banger stop %s`", shown(vm.Name), shown(vm.Name))
+		}
+		return err
+	}
+	gone := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil)
+	if gone == nil || notFound(gone) {
+		return err
+	}
+	if err == nil {
+		return gone
+	}
+	a.report(gone)
+	return err
+}
+
+// runDetached starts a VM, starts the command in it and leaves both.
+func (a *app) runDetached(ctx context.Context, client *api.Client, req api.CreateVM, o runOptions) error {
+	req.AutoRemove = o.remove
+	vm, err := a.boot(ctx, client, req)
+	if err != nil {
+		return err
+	}
+	a.print("%s\n", shown(vm.Name))
+	if len(o.exec.Argv) == 0 {
+		return nil
+	}
+	o.exec.Detach = true
+	exit, err := client.Exec(ctx, vm.ID, o.exec, api.ExecIO{})
+	if err != nil {
+		return err
+	}
+	return a.ended(exit)
+}

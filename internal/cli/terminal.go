@@ -1,0 +1,75 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"banger/api"
+)
+
+// terminal returns the descriptor of the terminal that stream is, if it is one.
+func terminal(stream any) (fd int, ok bool) {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return 0, false
+	}
+	return int(f.Fd()), term.IsTerminal(int(f.Fd()))
+}
+
+func isTerminal(stream any) bool {
+	_, ok := terminal(stream)
+	return ok
+}
+
+// raw puts the terminal that standard input is into raw mode, in which keys reach the guest
+// unchanged, and returns what puts it back. Where standard input is none, it does nothing.
+func (a *app) raw() (restore func(), err error) {
+	fd, ok := terminal(a.Stdin)
+	if !ok {
+		return func() {}, nil
+	}
+	old, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = term.Restore(fd, old) }, nil // fails only if the terminal has gone
+}
+
+// sizeOf returns the size of the person's terminal, or the classic one where there is none.
+func (a *app) sizeOf() api.Size {
+	for _, stream := range []any{a.Stdout, a.Stdin} {
+		if fd, ok := terminal(stream); ok {
+			if cols, rows, err := term.GetSize(fd); err == nil && cols > 0 && rows > 0 {
+				return api.Size{Rows: uint16(rows), Cols: uint16(cols)}
+			}
+		}
+	}
+	return api.Size{Rows: 24, Cols: 80}
+}
+
+// resizes sends the terminal's size each time it changes, until ctx ends.
+func (a *app) resizes(ctx context.Context) <-chan api.Size {
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, syscall.SIGWINCH)
+	sizes := make(chan api.Size)
+	go func() {
+		defer signal.Stop(changed)
+		for {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case sizes <- a.sizeOf():
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return sizes
+}
