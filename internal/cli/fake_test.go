@@ -210,8 +210,12 @@ func (f *fake) begin(kind string, vm *api.VM) api.Operation {
 	id := "op" + strconv.Itoa(f.next)
 	f.ops[id] = op
 	if vm.State != api.StateCreating {
-		shown := *vm
-		op.events = append(op.events, api.Event{Finished: true, VM: &shown})
+		last := api.Event{Finished: true}
+		if _, there := f.vms[vm.ID]; there {
+			shown := *vm
+			last.VM = &shown
+		}
+		op.events = append(op.events, last)
 	}
 	return api.Operation{ID: id, Kind: kind, VM: vm.ID}
 }
@@ -247,6 +251,9 @@ func (f *fake) stop(vm *api.VM, r *http.Request) *api.Error {
 	}
 	now := time.Now()
 	vm.State, vm.StoppedAt = api.StateStopped, &now
+	if vm.AutoRemove {
+		delete(f.vms, vm.ID)
+	}
 	return nil
 }
 

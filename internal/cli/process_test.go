@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -62,6 +63,7 @@ func TestSignals(t *testing.T) {
 		name   string
 	}{{unix.SIGINT, "INT"}, {unix.SIGTERM, "TERM"}, {unix.SIGHUP, "HUP"}, {unix.SIGQUIT, "QUIT"}, {unix.SIGUSR1, "USR1"}, {unix.SIGUSR2, "USR2"}} {
 		t.Run(s.name, func(t *testing.T) {
+			heeds(t, s.signal)
 			f.forget()
 			var out, errs bytes.Buffer
 			cmd := banger(env, "exec", "web", "signal")
@@ -78,6 +80,7 @@ func TestSignals(t *testing.T) {
 		})
 	}
 	t.Run("three interrupts leave a command that ignores them", func(t *testing.T) {
+		heeds(t, unix.SIGINT)
 		cmd := banger(env, "exec", "web", "deaf")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -93,7 +96,43 @@ func TestSignals(t *testing.T) {
 	})
 }
 
+// heeds skips a test where these tests were started with s ignored: so is banger then.
+func heeds(t *testing.T, s os.Signal) {
+	t.Helper()
+	if signal.Ignored(s) {
+		t.Skipf("SKIP: these tests were started with the signal %s ignored", s)
+	}
+}
+
+func TestNohup(t *testing.T) {
+	f, env := serve(t)
+	var out bytes.Buffer
+	cmd := exec.Command("sh", "-c", `trap "" HUP; exec "$0" exec web signal`, linkTo(t, banger(nil).Path))
+	cmd.Env, cmd.Stdout = env, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	f.await("signal waits")
+	cmd.Process.Signal(unix.SIGHUP)
+	cmd.Process.Signal(unix.SIGTERM)
+	ends(t, cmd, 143)
+	if out.String() != "got TERM\n" {
+		t.Errorf("stdout %q", &out)
+	}
+}
+
+// linkTo gives this test binary the name by which it is the command.
+func linkTo(t *testing.T, binary string) string {
+	t.Helper()
+	link := filepath.Join(t.TempDir(), "banger")
+	if err := os.Symlink(binary, link); err != nil {
+		t.Fatal(err)
+	}
+	return link
+}
+
 func TestInterruptedBoot(t *testing.T) {
+	heeds(t, unix.SIGINT)
 	f, env := serve(t)
 	for _, args := range [][]string{{"run", "--image", "never", "true"}, {"run", "--rm", "--image", "never", "true"}, {"run", "-d", "--image", "never"}} {
 		f.forget()
@@ -125,6 +164,7 @@ func TestKilledRunLeavesNoVM(t *testing.T) {
 }
 
 func TestFollowedLogs(t *testing.T) {
+	heeds(t, unix.SIGINT)
 	f, env := serve(t)
 	var errs bytes.Buffer
 	cmd := banger(env, "logs", "-f", "web")

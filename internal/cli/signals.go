@@ -26,7 +26,9 @@ func (i interrupt) Error() string { return i.String() }
 func interruptible(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ch := make(chan os.Signal, 1)
-	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		catch(ch, s)
+	}
 	// Caught so that a write to a closed pipe is an error that leaves time to restore the
 	// terminal. Not ignored, for that would be inherited by ssh.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -41,6 +43,13 @@ func interruptible(ctx context.Context) (context.Context, func()) {
 	return ctx, func() {
 		signal.Stop(ch)
 		cancel(nil)
+	}
+}
+
+// catch sends s to ch, unless whoever started banger had it ignored, as nohup does.
+func catch(ch chan<- os.Signal, s os.Signal) {
+	if !signal.Ignored(s) {
+		signal.Notify(ch, s)
 	}
 }
 
@@ -66,7 +75,7 @@ const (
 func forward(giveUp func()) (to <-chan string, stop func()) {
 	in := make(chan os.Signal, 16)
 	for s := range forwarded {
-		signal.Notify(in, s)
+		catch(in, s)
 	}
 	out, done := make(chan string, cap(in)), make(chan struct{})
 	go func() {
