@@ -2,10 +2,13 @@ package api
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"time"
 
 	"banger/internal/guest/proto"
 	"banger/internal/guest/session"
@@ -62,6 +65,39 @@ func (c *Client) Dial(ctx context.Context, ref, network, address string) (Stream
 // DialSSH connects to the SSH server of the VM's guest agent.
 func (c *Client) DialSSH(ctx context.Context, ref string) (Stream, error) {
 	return c.opener(ref)(ctx, proto.Header{Service: proto.ServiceSSH})
+}
+
+// Measure tells how long size bytes take through one bare stream, into the VM and out of it.
+func (c *Client) Measure(ctx context.Context, ref string, size int64) (in, out time.Duration, err error) {
+	begin := time.Now()
+	s, err := c.opener(ref)(ctx, proto.Header{Service: proto.ServiceMeasure, Measure: &proto.Measure{}})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer s.Close()
+	zeros := make([]byte, 1<<20)
+	for left := size; left > 0; left -= int64(len(zeros)) {
+		if _, err := s.Write(zeros[:min(left, int64(len(zeros)))]); err != nil {
+			return 0, 0, err
+		}
+	}
+	if err := s.CloseWrite(); err != nil {
+		return 0, 0, err
+	}
+	var reply proto.Reply
+	if err := proto.ReadFrame(s, &reply); err != nil {
+		return 0, 0, err
+	}
+	in, begin = time.Since(begin), time.Now()
+	back, err := c.opener(ref)(ctx, proto.Header{Service: proto.ServiceMeasure, Measure: &proto.Measure{Bytes: size}})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer back.Close()
+	if n, err := io.Copy(io.Discard, back); err != nil || n != size {
+		return 0, 0, fmt.Errorf("%d of %d bytes came back: %w", n, size, cmp.Or(err, io.ErrUnexpectedEOF))
+	}
+	return in, time.Since(begin), nil
 }
 
 // Console attaches to the VM's serial console.

@@ -102,6 +102,8 @@ func (a *Agent) serve(s *channel.Stream) {
 		reply(s, nil, a.put(s, *h.Put))
 	case h.Service == proto.ServiceGet && h.Get != nil:
 		a.get(s, *h.Get)
+	case h.Service == proto.ServiceMeasure && h.Measure != nil:
+		a.measure(s, *h.Measure)
 	case h.Service == proto.ServiceDial && h.Dial != nil:
 		a.dial(s, *h.Dial)
 	case h.Service == proto.ServiceSSH:

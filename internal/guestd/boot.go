@@ -1,6 +1,7 @@
 package guestd
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -112,25 +113,32 @@ func Boot() error {
 			complain(err) // an image may do without
 		}
 	}
-	init := args.init
-	if init == "" {
-		init = findInit()
+	if init := cmp.Or(args.init, findInit()); init != "" {
+		if err := awaitConfigured(init); err != nil {
+			return err
+		}
+		return becomeInit(init)
 	}
-	if init == "" {
-		for _, m := range ownMounts() {
-			if err := m.do(); err != nil {
-				complain(err)
-			}
+	for _, m := range ownMounts() {
+		if err := m.do(); err != nil {
+			complain(err)
 		}
 	}
-	agent, err := startAgent(init)
+	return runInit()
+}
+
+// awaitConfigured starts the agent, and returns once the host has configured the machine:
+// an init reads its files.
+func awaitConfigured(init string) error {
+	_, ready, err := startAgent(init)
 	if err != nil {
 		return err
 	}
-	if init == "" {
-		return runInit(agent)
+	defer unix.Close(ready)
+	if err := awaitReady(ready); err != nil {
+		complain(err)
 	}
-	return becomeInit(init)
+	return nil
 }
 
 // openConsole gives this process the console as its standard files: the initramfs had no

@@ -65,3 +65,21 @@ func oneWay(dst, src duplex) {
 		src.Close()
 	}
 }
+
+// measure moves bytes that mean nothing, so that a client can see how fast they go.
+func (a *Agent) measure(s *channel.Stream, m proto.Measure) {
+	defer s.Close()
+	if m.Bytes == 0 {
+		_, err := io.Copy(io.Discard, s)
+		reply(s, nil, err)
+		return
+	}
+	zeros := make([]byte, 1<<20)
+	for left := m.Bytes; left > 0; {
+		n, err := s.Write(zeros[:min(left, int64(len(zeros)))])
+		if err != nil {
+			return
+		}
+		left -= int64(n)
+	}
+}

@@ -185,13 +185,13 @@ func TestExecSignalReachesTheGroup(t *testing.T) {
 
 // lineWaiter calls then once line has been written to it.
 type lineWaiter struct {
-	bytes.Buffer
+	buf  bytes.Buffer
 	line string
 	then func()
 }
 
 func (l *lineWaiter) Write(p []byte) (int, error) {
-	n, err := l.Buffer.Write(p)
+	n, err := l.buf.Write(p)
 	if l.then != nil && strings.Contains(l.String(), l.line) {
 		then := l.then
 		l.then = nil
@@ -199,6 +199,8 @@ func (l *lineWaiter) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+func (l *lineWaiter) String() string { return l.buf.String() }
 
 func TestExecTerminal(t *testing.T) {
 	w := newWorld(t)

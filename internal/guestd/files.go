@@ -36,7 +36,7 @@ func (a *Agent) put(s *channel.Stream, p proto.Put) error {
 	if err != nil {
 		return err
 	}
-	return tree.Unpack(s, dst, tree.Options{SetID: true})
+	return tree.Unpack(s, dst, tree.Options{SetID: true, Direct: true})
 }
 
 // get packs a tree. Where that fails midway the stream is reset, so that the client never

@@ -6,6 +6,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -28,29 +29,26 @@ const readyFD = 3
 // machine; then it starts as the image is.
 const configureTimeout = 60 * time.Second
 
-// startAgent starts this program again as the agent, in a session of its own, and waits
-// until the host has configured the machine. The program's file is deleted by now; the
-// link in /proc still leads to it.
-func startAgent(init string) (pid int, err error) {
-	var ready [2]int
-	if err := unix.Pipe2(ready[:], unix.O_CLOEXEC); err != nil {
-		return 0, os.NewSyscallError("pipe2", err)
+// startAgent starts this program again as the agent, in a session of its own. The
+// program's file is deleted by now; the link in /proc still leads to it. From ready one
+// byte can be read once the host has configured the machine.
+func startAgent(init string) (pid, ready int, err error) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return 0, 0, os.NewSyscallError("pipe2", err)
 	}
-	defer unix.Close(ready[0])
+	defer unix.Close(pipe[1])
 	pid, err = syscall.ForkExec("/proc/self/exe", []string{agentName, init}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=" + rootPath, "HOME=/"},
-		Files: []uintptr{0, 1, 2, uintptr(ready[1])},
+		Files: []uintptr{0, 1, 2, uintptr(pipe[1])},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
-	unix.Close(ready[1])
 	if err != nil {
-		return 0, fmt.Errorf("start the agent: %w", err)
+		unix.Close(pipe[0])
+		return 0, 0, fmt.Errorf("start the agent: %w", err)
 	}
-	if err := awaitReady(ready[0]); err != nil {
-		complain(err)
-	}
-	return pid, nil
+	return pid, pipe[0], nil
 }
 
 var (
@@ -87,6 +85,9 @@ const agentMemory = 48 << 20
 // RunAgent serves the control channel for as long as the machine lives. argv is the one
 // that startAgent made.
 func RunAgent(argv []string) error {
+	// One thread of Go code at a time: waking another CPU costs more, in a machine without
+	// KVM, than running beside it gains.
+	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(agentMemory)
 	// Handled and dropped: ignored signals would be passed on to commands.

@@ -15,14 +15,18 @@ import (
 // stopTimeout is how long processes have to end after SIGTERM.
 const stopTimeout = 5 * time.Second
 
-// runInit is the init of an image without one: it reaps what others leave, and ends the
-// machine when asked to, by the agent or by the image's own poweroff, halt and reboot,
-// which use busybox's signals.
-func runInit(agent int) error {
+// runInit is the init of an image without one: it starts the agent, reaps what others
+// leave, and ends the machine when asked to, by the agent or by the image's own poweroff,
+// halt and reboot, which use busybox's signals.
+func runInit() error {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGCHLD, sigPowerOff, sigReboot,
 		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT)
-	reap(agent) // those that ended before
+	agent, ready, err := startAgent("")
+	if err != nil {
+		return err
+	}
+	unix.Close(ready) // no program here waits for the configuration
 	for sig := range signals {
 		switch sig {
 		case syscall.SIGCHLD:

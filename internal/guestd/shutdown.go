@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,17 +20,28 @@ const (
 	sigReboot   = unix.Signal(34 + 5)
 )
 
-// systemdBooted is the directory by which sd_booted(3) knows.
-const systemdBooted = "/run/systemd/system"
+// systemdSocket appears once systemd can be asked for things, by signals too.
+const systemdSocket = "/run/systemd/private"
+
+// systemdTimeout bounds the wait for a systemd that is still starting, or that waits for
+// the machine to be configured.
+const systemdTimeout = configureTimeout + 30*time.Second
 
 // Shutdown asks the image's init.
 func (l *Linux) Shutdown(init string, reboot bool) error {
 	unix.Sync()
-	_, err := os.Stat(systemdBooted)
-	if err == nil || init == "" {
-		sig := sigPowerOff
-		if reboot {
-			sig = sigReboot
+	sig := sigPowerOff
+	if reboot {
+		sig = sigReboot
+	}
+	if init == "" {
+		return os.NewSyscallError("kill", unix.Kill(1, sig))
+	}
+	if isSystemd(init) {
+		ctx, cancel := context.WithTimeout(context.Background(), systemdTimeout)
+		defer cancel()
+		if err := awaitFile(ctx, systemdSocket); err != nil {
+			return fmt.Errorf("wait for systemd: %w", err)
 		}
 		return os.NewSyscallError("kill", unix.Kill(1, sig))
 	}
@@ -70,8 +82,7 @@ func (l *Linux) WaitBoot(ctx context.Context, init string) (string, error) {
 	if !isSystemd(init) {
 		return "running", nil
 	}
-	// systemctl talks to this socket where there is no bus yet.
-	if err := awaitFile(ctx, "/run/systemd/private"); err != nil {
+	if err := awaitFile(ctx, systemdSocket); err != nil {
 		return "", fmt.Errorf("wait for systemd: %w", err)
 	}
 	path, err := lookPath("systemctl", rootPath, "/")

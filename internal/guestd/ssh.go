@@ -44,7 +44,9 @@ const sshHandshakeTimeout = 60 * time.Second
 
 var errNotAuthorized = errors.New("this key is not authorized")
 
-// sshConfig is made for each connection: configure may change the keys meanwhile.
+// sshConfig is made for each connection: configure may change the keys meanwhile. It leaves
+// the choice of cipher to the client: OpenSSH's first, chacha20-poly1305, is 1.6 times as
+// fast as AES-GCM where AES instructions are emulated, and fast enough elsewhere.
 func (a *Agent) sshConfig(id *sshIdentity) *ssh.ServerConfig {
 	conf := &ssh.ServerConfig{
 		ServerVersion: "SSH-2.0-banger",
@@ -61,7 +63,6 @@ func (a *Agent) sshConfig(id *sshIdentity) *ssh.ServerConfig {
 			return nil, errNotAuthorized
 		},
 	}
-	conf.Ciphers = sshCiphers()
 	conf.AddHostKey(id.hostKey)
 	return conf
 }

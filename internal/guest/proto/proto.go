@@ -12,6 +12,7 @@
 //	get       one reply frame, then a tar stream from the agent, then one reply frame
 //	dial      one reply frame, then raw bytes to and from the address
 //	ssh       the SSH protocol, served by the agent
+//	measure   raw bytes one way, and a reply frame if they came from the client
 //
 // A frame is a big-endian uint32 length and that many bytes of JSON, at most [MaxFrame].
 package proto
@@ -42,6 +43,7 @@ const (
 	ServiceGet     Service = "get"
 	ServiceDial    Service = "dial"
 	ServiceSSH     Service = "ssh"
+	ServiceMeasure Service = "measure"
 )
 
 // Header opens a stream. Only the field that belongs to its service is set.
@@ -54,6 +56,7 @@ type Header struct {
 	Put     *Put            `json:"put,omitempty"`
 	Get     *Get            `json:"get,omitempty"`
 	Dial    *Dial           `json:"dial,omitempty"`
+	Measure *Measure        `json:"measure,omitempty"`
 }
 
 // Reply answers a control call, put, get or dial.
@@ -156,6 +159,12 @@ type GotAll struct {
 type Dial struct {
 	Network string `json:"network"` // tcp or unix
 	Address string `json:"address"`
+}
+
+// Measure asks for Bytes zero bytes from the agent; with 0 the agent takes bytes until the
+// client ends its direction, and then replies. It tells what the channel itself can carry.
+type Measure struct {
+	Bytes int64 `json:"bytes"`
 }
 
 // Control methods, with the types of their parameters and results.

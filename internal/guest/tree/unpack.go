@@ -20,6 +20,7 @@ var ErrHostile = errors.New("the archive is not a plain tree")
 
 // Options say how to unpack.
 type Options struct {
+	Direct   bool          // write large files past the page cache, where the filesystem can
 	SetID    bool          // keep set-user-id and set-group-id bits; never for what a guest sent
 	Progress func(n int64) // told of the bytes of file contents as they arrive; may be nil
 }
@@ -221,6 +222,12 @@ func (u *unpacker) file(name string, hdr *tar.Header) error {
 }
 
 func (u *unpacker) fill(f *os.File, hdr *tar.Header) error {
+	if hdr.Size >= streamed {
+		if err := stream(f, u.tar, hdr.Size, u.opt.Direct, u.opt.Progress); err != nil {
+			return err
+		}
+		return f.Chmod(u.mode(hdr))
+	}
 	for left := hdr.Size; left > 0; {
 		buf := u.buf[:min(left, int64(len(u.buf)))]
 		if _, err := io.ReadFull(u.tar, buf); err != nil {

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"banger/internal/disk"
+	"banger/internal/disk/qcow2"
+)
+
+// diskCreate measures the making of a root disk, for the smallest image and the largest.
+func diskCreate(b *bench) ([]Figure, error) {
+	images, err := b.images()
+	if err != nil {
+		return nil, err
+	}
+	var figures []Figure
+	for _, name := range []string{"tiny", "debian"} {
+		image, ok := images[name]
+		if !ok {
+			return nil, fmt.Errorf("there is no image %s", name)
+		}
+		dir := filepath.Join(b.scratch, "disk-"+name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return nil, err
+		}
+		var volume disk.Volume
+		bare := filepath.Join(dir, "bare")
+		const n = 50
+		ours, sparse, err := inTurn(n, func() (err error) {
+			volume, err = qcow2.Driver{}.Clone(context.Background(), disk.Base{Path: image.Path, Bytes: image.VirtualBytes}, disk.Spec{Dir: dir})
+			return err
+		}, func() error {
+			f, err := os.Create(bare)
+			if err != nil {
+				return err
+			}
+			return errors.Join(f.Truncate(image.VirtualBytes), f.Close())
+		})
+		if err != nil {
+			return nil, err
+		}
+		bytes, err := qcow2.Driver{}.Usage(volume)
+		if err != nil {
+			return nil, err
+		}
+		note := fmt.Sprintf("overlay of a %d MiB image; the baseline is an empty sparse file", image.VirtualBytes>>20)
+		figures = append(figures,
+			Figure{"disk_create_" + name, ours * 1000, "ms", n, sparse * 1000, note},
+			Figure{"disk_create_" + name + "_bytes", float64(bytes) / (1 << 20), "MiB", 1, 0, "allocated for it"})
+	}
+	return figures, nil
+}
+
+// coldRun measures `banger run --rm -- true` against the same machine started by hand until
+// its agent's first byte.
+func coldRun(b *bench) ([]Figure, error) {
+	m, err := b.machineByHand()
+	if err != nil {
+		return nil, err
+	}
+	const n = 8
+	ours, bare, err := inTurn(n, func() error {
+		_, err := b.banger("run", "--rm", "--image", "tiny", "--", "true")
+		return err
+	}, m.untilReady)
+	if err != nil {
+		return nil, err
+	}
+	return []Figure{
+		{"cold_run_ratio", ours / bare, "ratio", n, 1, fmt.Sprintf("%.2f s against %.2f s of the same QEMU by hand until the agent's first byte", ours, bare)},
+	}, nil
+}
+
+// byHand is the QEMU command line of a VM, with sockets of ours for its channel.
+type byHand struct {
+	program, dir, overlay string
+	args                  []string
+	base                  disk.Base
+}
+
+// machineByHand takes the command line from a VM that runs.
+func (b *bench) machineByHand() (*byHand, error) {
+	m := &byHand{dir: filepath.Join(b.scratch, "by-hand")}
+	if err := os.Mkdir(m.dir, 0o700); err != nil {
+		return nil, err
+	}
+	err := b.withVM(func(name string) error {
+		vm, err := b.vm(name)
+		if err != nil {
+			return err
+		}
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", vm.PID))
+		if err != nil {
+			return err
+		}
+		if m.program, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", vm.PID)); err != nil {
+			return err
+		}
+		images, err := b.images()
+		if err != nil {
+			return err
+		}
+		m.base = disk.Base{Path: images["tiny"].Path, Bytes: images["tiny"].VirtualBytes}
+		line := strings.ReplaceAll(strings.TrimSuffix(string(raw), "\x00"), vm.Directory, m.dir)
+		m.args = strings.Split(line, "\x00")[1:]
+		return nil
+	})
+	return m, err
+}
+
+// untilReady starts the machine and ends it at the first byte on its channel.
+func (m *byHand) untilReady() error {
+	v, err := qcow2.Driver{}.Clone(context.Background(), m.base, disk.Spec{Dir: m.dir})
+	if err != nil {
+		return err
+	}
+	m.overlay = v.Path
+	var files []*os.File
+	var channel string
+	for _, name := range []string{"monitor", "console", "channel"} { // as descriptors 3, 4 and 5
+		channel = filepath.Join(m.dir, name+".hand")
+		if err := os.Remove(channel); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		l, err := net.Listen("unix", channel)
+		if err != nil {
+			return err
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		f, err := l.(*net.UnixListener).File()
+		l.Close()
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		files = append(files, f)
+	}
+	c := exec.Command(m.program, m.args...)
+	c.ExtraFiles = files
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		c.Process.Kill()
+		c.Wait() // says only that it was killed
+	}()
+	conn, err := net.Dial("unix", channel)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(conn, make([]byte, 1))
+	return err
+}
+
+// idleCPU measures what an idle VM takes of a core.
+func idleCPU(b *bench) (figures []Figure, err error) {
+	err = b.withVM(func(name string) error {
+		vm, err := b.vm(name)
+		if err != nil {
+			return err
+		}
+		const settle, window = 10 * time.Second, 20 * time.Second
+		time.Sleep(settle) // what the guest still does after its start
+		before, err := cpuSeconds(vm.PID)
+		if err != nil {
+			return err
+		}
+		time.Sleep(window)
+		after, err := cpuSeconds(vm.PID)
+		figures = []Figure{{"idle_cpu", 100 * (after - before) / window.Seconds(), "%", 1, 0, "of one core, an idle tiny VM over 20 s"}}
+		return err
+	})
+	return figures, err
+}
+
+// daemonRSS measures the daemon's memory with ten VMs known.
+func daemonRSS(b *bench) ([]Figure, error) {
+	var names []string
+	for i := range 10 {
+		names = append(names, fmt.Sprintf("known-%d", i))
+		if _, err := b.banger("create", "--image", "tiny", "--name", names[i]); err != nil {
+			return nil, err
+		}
+	}
+	d, err := b.client.Daemon(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	rss, err := rssMiB(d.PID)
+	if err != nil {
+		return nil, err
+	}
+	_, err = b.banger(append([]string{"rm"}, names...)...)
+	return []Figure{{"daemon_rss", rss, "MiB", 1, 0, "with ten VMs known, after the other measurements"}}, err
+}
+
+// bootReliability starts 200 VMs, the second half while both cores are kept busy.
+func bootReliability(b *bench) ([]Figure, error) {
+	const starts = 200
+	ready := 0
+	start := func() {
+		if _, err := b.banger("run", "--rm", "--image", "tiny", "--", "true"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return
+		}
+		ready++
+	}
+	for range starts / 2 {
+		start()
+	}
+	stop, err := busy(2)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	for range starts / 2 {
+		start()
+	}
+	return []Figure{{"boot_reliability", float64(ready), "of 200", starts, starts, "starts of tiny that reached ready, half of them on a busy host"}}, nil
+}
+
+// busy keeps n cores busy until stop is called.
+func busy(n int) (stop func(), err error) {
+	var all []*exec.Cmd
+	stop = func() {
+		for _, c := range all {
+			c.Process.Kill()
+			c.Wait() // says only that it was killed
+		}
+	}
+	for range n {
+		c := exec.Command("sh", "-c", "while :; do :; done")
+		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := c.Start(); err != nil {
+			stop()
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	return stop, nil
+}

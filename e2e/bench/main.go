@@ -1,0 +1,113 @@
+// Command bench measures banger against bare baselines in the same run and writes what it
+// finds as an array of {name, value, unit, n, baseline, note}. Ratios are of medians, taken
+// in turn so that a busy host weighs on both sides alike.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/renameio/v2"
+)
+
+// Figure is one measurement.
+type Figure struct {
+	Name     string  `json:"name"`
+	Value    float64 `json:"value"`
+	Unit     string  `json:"unit"` // ratio, s, ms, MiB, %, of 200…
+	N        int     `json:"n"`    // samples on each side
+	Baseline float64 `json:"baseline"`
+	Note     string  `json:"note"`
+}
+
+func main() {
+	out := flag.String("o", "build/bench.json", "file to write")
+	long := flag.Bool("long", false, "do the measurements that take long instead")
+	only := flag.String("only", "", "do only the measurement of this name")
+	flag.Parse()
+	if err := run(*out, *long, *only); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+type measurement struct {
+	name    string
+	measure func(*bench) ([]Figure, error)
+}
+
+func run(out string, long bool, only string) (err error) {
+	all := []measurement{
+		{"disk_create", diskCreate}, {"cold_run", coldRun}, {"exec", execRatio}, {"cp", cpRatio},
+		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
+	}
+	if long {
+		all = []measurement{{"boot_reliability", bootReliability}}
+	}
+	b, err := newBench()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := b.close(); err == nil {
+			err = cerr
+		}
+	}()
+	figures := []Figure{}
+	for _, m := range all {
+		if only != "" && only != m.name {
+			continue
+		}
+		got, err := m.measure(b)
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		for _, f := range got {
+			fmt.Printf("%-22s %10.3f %-6s n=%-3d baseline %.3f  %s\n", f.Name, f.Value, f.Unit, f.N, f.Baseline, f.Note)
+		}
+		figures = append(figures, got...)
+	}
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(figures, "", "  ")
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(out, append(text, '\n'), 0o644)
+}
+
+// timed returns how long do took, in seconds.
+func timed(do func() error) (float64, error) {
+	begin := time.Now()
+	err := do()
+	return time.Since(begin).Seconds(), err
+}
+
+// inTurn times both, n times each in turn, and returns the medians in seconds.
+func inTurn(n int, ours, bare func() error) (a, b float64, err error) {
+	var as, bs []float64
+	for range n {
+		for _, side := range []struct {
+			do  func() error
+			all *[]float64
+		}{{ours, &as}, {bare, &bs}} {
+			s, err := timed(side.do)
+			if err != nil {
+				return 0, 0, err
+			}
+			*side.all = append(*side.all, s)
+		}
+	}
+	return median(as), median(bs), nil
+}
+
+func median(all []float64) float64 {
+	s := slices.Sorted(slices.Values(all))
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}

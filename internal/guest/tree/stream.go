@@ -1,0 +1,120 @@
+package tree
+
+import (
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// streamed is the size from which a file is read and written at the same time.
+	streamed = 4 << 20
+
+	// inFlight is how many buffers a streamed file has between reader and writer.
+	inFlight = 4
+
+	// directAlign is what offsets, lengths and addresses of direct writes are multiples
+	// of: the largest logical block of common disks.
+	directAlign = 4096
+)
+
+// stream copies n bytes of a large file while the next ones are being read. With direct,
+// full buffers go past the page cache: under software translation the guest's copy into it
+// is what costs most, and the host has a page cache of its own.
+func stream(f *os.File, r io.Reader, n int64, direct bool, progress func(int64)) error {
+	buffers, free, err := mapBuffers()
+	if err != nil {
+		return err
+	}
+	defer free()
+	if direct {
+		direct = reserve(f, n) && setDirect(f, true) == nil
+	}
+	idle, full, failed := make(chan []byte, inFlight), make(chan []byte, inFlight), make(chan error, 1)
+	for _, b := range buffers {
+		idle <- b
+	}
+	go func() {
+		defer close(failed)
+		for b := range full {
+			if err := writeAligned(f, b, direct); err != nil {
+				failed <- err
+				return
+			}
+			idle <- b[:cap(b)]
+		}
+	}()
+	err = feed(r, n, idle, full, failed, progress)
+	close(full)
+	if werr := <-failed; err == nil { // waits for the writer also where there is no error
+		err = werr
+	}
+	return err
+}
+
+// feed reads n bytes into idle buffers and hands them on, until the writer fails.
+func feed(r io.Reader, n int64, idle <-chan []byte, full chan<- []byte, failed <-chan error, progress func(int64)) error {
+	for n > 0 {
+		var b []byte
+		select {
+		case b = <-idle:
+		case err := <-failed:
+			return err
+		}
+		b = b[:min(n, int64(len(b)))]
+		if _, err := io.ReadFull(r, b); err != nil {
+			return readError(err)
+		}
+		full <- b
+		n -= int64(len(b))
+		if progress != nil {
+			progress(int64(len(b)))
+		}
+	}
+	return nil
+}
+
+// mapBuffers returns buffers at addresses that direct writes can use.
+func mapBuffers() (buffers [][]byte, free func(), err error) {
+	all, err := unix.Mmap(-1, 0, inFlight*copyBuffer, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("mmap", err)
+	}
+	for i := range inFlight {
+		buffers = append(buffers, all[i*copyBuffer:(i+1)*copyBuffer:(i+1)*copyBuffer])
+	}
+	return buffers, func() { unix.Munmap(all) }, nil
+}
+
+// reserve allocates the file's blocks, without which a direct write would have to extend
+// the file each time. It tells whether the filesystem could.
+func reserve(f *os.File, n int64) bool {
+	return unix.Fallocate(int(f.Fd()), 0, 0, n) == nil
+}
+
+// setDirect switches direct writes on or off; not every filesystem has them.
+func setDirect(f *os.File, on bool) error {
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return err
+	}
+	flags &^= unix.O_DIRECT
+	if on {
+		flags |= unix.O_DIRECT
+	}
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETFL, flags)
+	return err
+}
+
+// writeAligned writes a buffer. The last one of a direct file may end between two blocks,
+// which only the page cache can take.
+func writeAligned(f *os.File, b []byte, direct bool) error {
+	if direct && len(b)%directAlign != 0 {
+		if err := setDirect(f, false); err != nil {
+			return err
+		}
+	}
+	_, err := f.Write(b)
+	return err
+}
