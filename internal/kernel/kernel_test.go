@@ -228,7 +228,7 @@ func TestImportRefuses(t *testing.T) {
 		kind errs.Kind
 		want string
 	}{
-		{"name", ImportSpec{Name: "../x", Image: good}, errs.Invalid, "can't be the name"},
+		{"name", ImportSpec{Name: "../x", Image: good}, errs.Invalid, "can be called"},
 		{"no file", ImportSpec{Name: "x", Image: "/nonexistent/vmlinuz"}, errs.Invalid, "no such file"},
 		{"directory", ImportSpec{Name: "x", Image: root}, errs.Invalid, "is not a file"},
 		{"garbage", ImportSpec{Name: "x", Image: writeImage(t, []byte("hello"))}, errs.Invalid, "no kernel that banger can boot: it is too short"},

@@ -95,7 +95,13 @@ func openAll(ctx context.Context, open Open, x proto.Exec) ([]Stream, error) {
 	errs := make([]error, len(headers))
 	var wg sync.WaitGroup
 	for i, header := range headers {
-		wg.Go(func() { streams[i], errs[i] = open(ctx, header) })
+		wg.Go(func() {
+			s, err := open(ctx, header)
+			if err == nil { // else s may be a nil pointer in disguise
+				streams[i] = s
+			}
+			errs[i] = err
+		})
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
