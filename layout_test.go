@@ -43,7 +43,7 @@ var rules = map[string][]string{
 	"banger/internal/errs":   {},
 	"banger/internal/op":     {"banger/internal/errs"},
 	"banger/internal/server": {"banger/api", "banger/internal/errs", "banger/internal/op", "banger/internal/vm", "banger/internal/guest/proto", "banger/internal/hypervisor"},
-	"banger/api":             {"banger/internal/guest/proto", "banger/internal/guest/session"},
+	"banger/api":             {"banger/internal/guest/proto", "banger/internal/guest/session", "banger/internal/unixsock"},
 }
 
 // closed packages are imported by those named only.

@@ -11,11 +11,12 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"banger/internal/unixsock"
 )
 
 // ErrNoDaemon is returned when no daemon answers on the socket.
@@ -51,24 +52,15 @@ func New(path string) *Client {
 	return c
 }
 
-// maxSocketPath is the longest path that fits sockaddr_un, with its final NUL.
-const maxSocketPath = 107
-
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	if err := trusted(c.socket); err != nil {
 		return nil, err
 	}
-	path := c.socket
-	if len(path) > maxSocketPath {
-		// A longer path is reached through its directory's descriptor.
-		dir, err := os.Open(filepath.Dir(path))
-		if err != nil {
-			return nil, err
-		}
-		defer dir.Close()
-		path = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
-	}
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	var conn net.Conn
+	err := unixsock.WithAddress(c.socket, func(address string) (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, "unix", address)
+		return err
+	})
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
 	}

@@ -136,7 +136,7 @@ func broken(ctx context.Context, client *api.Client, ref string) error {
 		return failed
 	}
 	return errs.New(errs.Unavailable, "the connection to %s broke while the command ran", vm.Name).
-		Try("the VM still runs; try again, or read `banger logs %s`", vm.Name)
+		Try("`banger inspect %s` tells how it is now, `banger logs %s` what its console said", vm.Name, vm.Name)
 }
 
 // termEnv adds TERM to the environment of a command with a terminal.

@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"crypto/ed25519"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +12,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"banger/internal/errs"
+	"banger/internal/vm"
 )
 
 // identity is the key pair by which this banger's user is known to every guest.
@@ -44,14 +43,10 @@ func newIdentity(dir, file string) ([]byte, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	_, priv, err := ed25519.GenerateKey(nil)
+	private, _, err := vm.NewSSHKey()
 	if err != nil {
 		return nil, err
 	}
-	block, err := ssh.MarshalPrivateKey(priv, "banger")
-	if err != nil {
-		return nil, err
-	}
-	raw := pem.EncodeToMemory(block)
+	raw := []byte(private)
 	return raw, renameio.WriteFile(file, raw, 0o600)
 }

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -12,10 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
+	"banger/internal/unixsock"
 )
-
-// maxSocketPath is the longest path that fits sockaddr_un, with its final NUL.
-const maxSocketPath = 107
 
 // listen makes the daemon's socket, for its user alone. A socket of a daemon that has died
 // is replaced: the lock on the state directory says that none of ours lives, but the
@@ -28,25 +25,17 @@ func listen(path string) (net.Listener, error) {
 	if err := clearStale(path); err != nil {
 		return nil, err
 	}
-	bind := path
-	if len(path) > maxSocketPath { // reached through its directory's descriptor
-		d, err := os.Open(dir)
-		if err != nil {
-			return nil, err
-		}
-		defer d.Close()
-		bind = fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), filepath.Base(path))
-		if len(bind) > maxSocketPath {
-			return nil, errs.New(errs.Invalid, "the socket's name %.40q… is too long", filepath.Base(path)).Try("set BANGER_SOCKET to a shorter path")
-		}
-	}
+	var l net.Listener
 	old := unix.Umask(0o177) // no moment at which others could connect
-	l, err := net.Listen("unix", bind)
+	err := unixsock.WithAddress(path, func(address string) (err error) {
+		l, err = net.Listen("unix", address)
+		return err
+	})
 	unix.Umask(old)
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, "listen on %s", path).Because(err).Try("set BANGER_SOCKET to another path")
 	}
-	// Its name here may be one that only holds while dir is open, so the one who serves
+	// Its name here may be one that only holds for a moment, so the one who serves
 	// removes the file.
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	return l, nil
@@ -67,9 +56,14 @@ func clearStale(path string) error {
 	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
 		return errs.New(errs.Conflict, "the socket %s belongs to user %d", path, owner).Try("set BANGER_SOCKET to a path of your own")
 	}
-	conn, err := net.Dial("unix", path)
+	err = unixsock.WithAddress(path, func(address string) error {
+		conn, err := net.Dial("unix", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
 	if err == nil {
-		conn.Close()
 		return errs.New(errs.Busy, "another daemon serves %s", path).Try("stop it, or set BANGER_SOCKET to another path")
 	}
 	return os.Remove(path)

@@ -51,7 +51,7 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	if spec.Net != NetNone {
 		v.MAC = macOf(v.ID)
 	}
-	if v.HostKey, v.HostKeyPub, err = newHostKey(); err != nil {
+	if v.HostKey, v.HostKeyPub, err = NewSSHKey(); err != nil {
 		return VM{}, err
 	}
 	unlock, err := m.locks.Lock(ctx, v.ID, "created")

@@ -3,12 +3,11 @@ package qemu
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"banger/internal/unixsock"
 )
 
 // The sockets of a machine, in its directory. This process makes them and QEMU inherits
@@ -21,24 +20,6 @@ const (
 
 func socketNames() [3]string { return [3]string{monitorSocket, consoleSocket, channelSocket} }
 
-// maxSocketPath is what sun_path takes with its final zero byte, in bytes.
-const maxSocketPath = 107
-
-// withSocketAddress calls fn with an address for a socket in dir. A path that is too long
-// for the kernel's 108 bytes is reached through a descriptor of its directory instead.
-func withSocketAddress(dir, name string, fn func(address string) error) error {
-	path := filepath.Join(dir, name)
-	if len(path) <= maxSocketPath {
-		return fn(path)
-	}
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: dir, Err: err}
-	}
-	defer unix.Close(fd)
-	return fn(fmt.Sprintf("/proc/self/fd/%d/%s", fd, name))
-}
-
 // listen makes a listening socket in dir, in the place of any stale one, and returns it
 // as a file for QEMU to inherit.
 func listen(dir, name string) (*os.File, error) {
@@ -46,7 +27,7 @@ func listen(dir, name string) (*os.File, error) {
 		return nil, err
 	}
 	var file *os.File
-	err := withSocketAddress(dir, name, func(address string) error {
+	err := unixsock.WithAddress(filepath.Join(dir, name), func(address string) error {
 		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: address, Net: "unix"})
 		if err != nil {
 			return err
@@ -95,7 +76,7 @@ func (s sockets) close() {
 // dial connects to a machine's socket.
 func dial(ctx context.Context, dir, name string) (net.Conn, error) {
 	var conn net.Conn
-	err := withSocketAddress(dir, name, func(address string) (err error) {
+	err := unixsock.WithAddress(filepath.Join(dir, name), func(address string) (err error) {
 		conn, err = new(net.Dialer).DialContext(ctx, "unix", address)
 		return err
 	})
