@@ -190,6 +190,27 @@ func (c *Client) StopVM(ctx context.Context, ref string, req StopVM, progress fu
 	return c.operate(ctx, "POST", vmPath(ref, "/stop"), req, progress)
 }
 
+// KillVM ends a running VM at once, as pulling its plug would; its disk stays.
+func (c *Client) KillVM(ctx context.Context, ref string, progress func(Event)) (VM, error) {
+	now := 0
+	return c.StopVM(ctx, ref, StopVM{TimeoutSeconds: &now}, progress)
+}
+
+// RestartVM stops a VM, if it runs, and starts it.
+func (c *Client) RestartVM(ctx context.Context, ref string, req RestartVM, progress func(Event)) (VM, error) {
+	return c.operate(ctx, "POST", vmPath(ref, "/restart"), req, progress)
+}
+
+// PauseVM halts a running VM's CPUs.
+func (c *Client) PauseVM(ctx context.Context, ref string, progress func(Event)) (VM, error) {
+	return c.operate(ctx, "POST", vmPath(ref, "/pause"), nil, progress)
+}
+
+// ResumeVM lets a paused VM go on.
+func (c *Client) ResumeVM(ctx context.Context, ref string, progress func(Event)) (VM, error) {
+	return c.operate(ctx, "POST", vmPath(ref, "/resume"), nil, progress)
+}
+
 // RemoveVM deletes a VM with its disk. A running one is refused unless force is set.
 func (c *Client) RemoveVM(ctx context.Context, ref string, force bool, progress func(Event)) error {
 	_, err := c.operate(ctx, "DELETE", vmPath(ref, "?force="+strconv.FormatBool(force)), nil, progress)

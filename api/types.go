@@ -90,6 +90,12 @@ type StopVM struct {
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty" doc:"How long the guest may take before it is killed; 0 kills it at once"`
 }
 
+// RestartVM asks to stop a VM, if it runs, and to start it.
+type RestartVM struct {
+	StopVM
+	StartVM
+}
+
 // Image is a root filesystem that VMs share as their base.
 type Image struct {
 	Name           string    `json:"name"`

@@ -13,12 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/api"
 )
@@ -249,8 +249,22 @@ func (b *banger) daemonPID() int {
 func (b *banger) killDaemon() {
 	b.t.Helper()
 	pid := b.daemonPID()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
 		b.t.Fatal(err)
 	}
-	eventually(b.t, "the end of the daemon", func() bool { return !slices.ContainsFunc(b.processes("bangerd"), func(string) bool { return true }) })
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		b.t.Fatal(err)
+	}
+	for { // readable once the process has ended and closed its files
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(limit.Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		if n != 1 {
+			b.t.Fatalf("the daemon does not end: %v", err)
+		}
+		return
+	}
 }

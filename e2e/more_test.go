@@ -137,3 +137,28 @@ func TestAMachineThatIsKilled(t *testing.T) {
 		t.Errorf("inspect: %+v", v)
 	}
 }
+
+func TestVerbsOnMany(t *testing.T) {
+	b := newBanger(t)
+	one, two := b.vm(), b.vm()
+	if out := b.ok("pause", one, two); len(strings.Fields(out)) != 2 {
+		t.Errorf("pause named %q", out)
+	}
+	b.refused(125, []string{"is paused", "banger resume " + one}, "exec", one, "--", "true")
+	b.killDaemon()
+	if v := b.inspect(one); v.State != "paused" {
+		t.Errorf("after the daemon's death: %+v", v)
+	}
+	b.ok("resume", one, two)
+	b.ok("exec", one, "--", "true")
+	r := b.run("", "kill", one, "nonesuch", two, one)
+	if r.code != 1 || len(strings.Fields(r.out)) != 2 || !strings.Contains(r.err, "nonesuch") {
+		t.Errorf("kill of two and a stranger: %+v", r)
+	}
+	b.ok("restart", one)
+	b.ok("exec", one, "--", "true")
+	b.refused(1, []string{one, "banger rm -f " + one}, "rm", one, two)
+	if left := b.ok("ls", "-aq"); left != one+"\n" {
+		t.Errorf("rm left %q", left)
+	}
+}

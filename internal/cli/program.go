@@ -178,7 +178,7 @@ func (a *app) begin(cmd *cobra.Command, _ []string) (err error) {
 
 func (a *app) vmCommands() []*cobra.Command {
 	return []*cobra.Command{
-		a.runCommand(), a.createCommand(), a.startCommand(), a.stopCommand(), a.rmCommand(),
+		a.runCommand(), a.createCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.pauseCommand(), a.resumeCommand(), a.rmCommand(),
 		a.lsCommand(), a.inspectCommand(), a.execCommand(), a.sshCommand(), a.cpCommand(),
 		a.logsCommand(), a.consoleCommand(),
 	}

@@ -85,9 +85,9 @@ const agentMemory = 48 << 20
 // RunAgent serves the control channel for as long as the machine lives. argv is the one
 // that startAgent made.
 func RunAgent(argv []string) error {
-	// One thread of Go code at a time: waking another CPU costs more, in a machine without
-	// KVM, than running beside it gains.
-	runtime.GOMAXPROCS(1)
+	// Two, so that reading a file and sending it overlap; waking still more CPUs costs more,
+	// in a machine without KVM, than running beside each other gains.
+	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(agentMemory)
 	// Handled and dropped: ignored signals would be passed on to commands.

@@ -61,15 +61,40 @@ func (s *Server) vmRoutes(a huma.API) {
 			ByRef
 			Body api.StopVM
 		}) (*accepted, error) {
-			limit := vm.StopLimit
-			if t := in.Body.TimeoutSeconds; t != nil {
-				if *t < 0 || *t > 24*60*60 {
-					return nil, toAPI(errs.New(errs.Invalid, "%d seconds is no time to wait", *t).Try("choose 0 to 86400"))
-				}
-				limit = time.Duration(*t) * time.Second
+			limit, err := stopLimit(in.Body.TimeoutSeconds)
+			if err != nil {
+				return nil, err
 			}
 			return s.startOn(ctx, "stop", in.Ref, func(ctx context.Context, o *op.Operation, id string) error {
 				_, err := s.VMs.Stop(ctx, o, id, limit)
+				return err
+			})
+		})
+	huma.Register(a, route("POST", "/v1/vms/{ref}/restart", "restart-vm", "Stop a VM if it runs, and start it"),
+		func(ctx context.Context, in *struct {
+			ByRef
+			Body api.RestartVM
+		}) (*accepted, error) {
+			limit, err := stopLimit(in.Body.TimeoutSeconds)
+			if err != nil {
+				return nil, err
+			}
+			return s.startOn(ctx, "restart", in.Ref, func(ctx context.Context, o *op.Operation, id string) error {
+				_, err := s.VMs.Restart(ctx, o, id, limit, vm.Wait(in.Body.Wait))
+				return err
+			})
+		})
+	huma.Register(a, route("POST", "/v1/vms/{ref}/pause", "pause-vm", "Halt a running VM's CPUs"),
+		func(ctx context.Context, in *ByRef) (*accepted, error) {
+			return s.startOn(ctx, "pause", in.Ref, func(ctx context.Context, _ *op.Operation, id string) error {
+				_, err := s.VMs.Pause(ctx, id)
+				return err
+			})
+		})
+	huma.Register(a, route("POST", "/v1/vms/{ref}/resume", "resume-vm", "Let a paused VM go on"),
+		func(ctx context.Context, in *ByRef) (*accepted, error) {
+			return s.startOn(ctx, "resume", in.Ref, func(ctx context.Context, _ *op.Operation, id string) error {
+				_, err := s.VMs.Resume(ctx, id)
 				return err
 			})
 		})
@@ -82,6 +107,17 @@ func (s *Server) vmRoutes(a huma.API) {
 				return s.VMs.Delete(ctx, id, in.Force)
 			})
 		})
+}
+
+// stopLimit is how long a guest may take to power off.
+func stopLimit(seconds *int) (time.Duration, error) {
+	switch {
+	case seconds == nil:
+		return vm.StopLimit, nil
+	case *seconds < 0 || *seconds > 24*60*60:
+		return 0, toAPI(errs.New(errs.Invalid, "%d seconds is no time to wait", *seconds).Try("choose 0 to 86400"))
+	}
+	return time.Duration(*seconds) * time.Second, nil
 }
 
 // startOn starts an operation on the VM that ref means.

@@ -204,6 +204,16 @@ type machine struct {
 	rec  hypervisor.Record
 	done chan struct{}
 	exit hypervisor.Exit
+
+	paused bool
+}
+
+func (m *machine) setPaused(paused bool) error {
+	if err := m.w.failing("pause"); err != nil {
+		return err
+	}
+	m.w.set(func() { m.paused = paused })
+	return nil
 }
 
 // end is the end of the machine's process, whoever brings it about.
@@ -219,8 +229,8 @@ func (m *machine) end(reason string, clean bool) {
 
 func (m *machine) Record() hypervisor.Record    { return m.rec }
 func (m *machine) Console() hypervisor.Console  { return nil }
-func (m *machine) Pause(context.Context) error  { return nil }
-func (m *machine) Resume(context.Context) error { return nil }
+func (m *machine) Pause(context.Context) error  { return m.setPaused(true) }
+func (m *machine) Resume(context.Context) error { return m.setPaused(false) }
 func (m *machine) Kill(context.Context) error   { m.end("killed", true); return nil }
 func (m *machine) Done() <-chan struct{}        { return m.done }
 func (m *machine) Exit() hypervisor.Exit        { return m.exit }
@@ -270,7 +280,7 @@ func (g *fakeGuest) Call(ctx context.Context, method string, params, result any)
 		}
 		return json.Unmarshal(raw, result)
 	case proto.MethodShutdown:
-		if !w.ignores {
+		if !w.ignores && !g.m.paused {
 			g.m.end("powered off by the guest", true)
 		}
 	}

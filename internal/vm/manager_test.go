@@ -187,6 +187,52 @@ func TestStopKillsAGuestThatWillNot(t *testing.T) {
 	}
 }
 
+func TestPauseAndResume(t *testing.T) {
+	w := newWorld(t)
+	m, end := w.daemon()
+	v, err := create(t, m, vm.Request{Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // doing it again is no error
+		if v, err = m.Pause(t.Context(), v.ID); err != nil || v.State != vm.Paused || !w.machines[v.Machine.Dir].paused {
+			t.Fatalf("paused as %+v, %v", v, err)
+		}
+	}
+	if _, err := m.Guest(t.Context(), "web"); errs.KindOf(err) != errs.Conflict || errs.HintOf(err) != "banger resume web" {
+		t.Errorf("the guest of a paused VM: %v", err)
+	}
+	end()
+	w.machines[v.Machine.Dir].paused = false // as if the daemon had died before it could
+	m, end = w.daemon()
+	defer end()
+	if v := settled(t, m, "web", vm.Paused); !w.machines[v.Machine.Dir].paused {
+		t.Error("the next daemon left it running")
+	}
+	for range 2 {
+		if v, err = m.Resume(t.Context(), v.ID); err != nil || v.State != vm.Running || w.machines[v.Machine.Dir].paused {
+			t.Fatalf("resumed as %+v, %v", v, err)
+		}
+	}
+	w.set(func() { w.fail = "pause" })
+	if _, err := m.Pause(t.Context(), v.ID); err == nil {
+		t.Error("a pause that failed")
+	}
+	w.set(func() { w.fail = "" })
+	settled(t, m, "web", vm.Running)
+	if _, err := m.Pause(t.Context(), v.ID); err != nil {
+		t.Fatal(err)
+	}
+	warnings, err := operation(t, func(ctx context.Context, o *op.Operation) error {
+		_, err := m.Restart(ctx, o, v.ID, time.Minute, "")
+		return err
+	})
+	if err != nil || warnings != nil {
+		t.Errorf("restart of a paused VM: %v, %q", err, warnings)
+	}
+	settled(t, m, "web", vm.Running)
+}
+
 func TestDegradedInitIsToldNotFailed(t *testing.T) {
 	w := newWorld(t)
 	w.boot = "degraded"

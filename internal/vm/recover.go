@@ -75,6 +75,11 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 	}
 	machine, err := m.Hypervisor.Adopt(ctx, *v.Machine)
 	switch {
+	case err == nil && v.State == Paused: // a crash may have come before it was
+		if err := machine.Pause(ctx); err != nil {
+			return err
+		}
+		fallthrough
 	case err == nil:
 		m.watch(v.ID, &running{machine: machine, connect: m.Connect})
 		return nil

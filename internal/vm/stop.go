@@ -29,8 +29,15 @@ func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit ti
 	if err != nil {
 		return v, err
 	}
+	paused := v.State == Paused
 	if v, err = m.Store.Update(ctx, id, "stop", func(x *VM) error { return x.To(Stopping, "") }); err != nil {
 		return v, err
+	}
+	if limit > 0 && paused { // a paused guest can't hear
+		if err := r.machine.Resume(ctx); err != nil {
+			o.Warn(fmt.Sprintf("VM %s could not be resumed, so it is killed: %v", v.Name, err))
+			limit = 0
+		}
 	}
 	if limit > 0 {
 		o.Stage("waiting for the guest to power off", 0, 0)
@@ -40,6 +47,23 @@ func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit ti
 	}
 	// From here on there is no way back: a caller that leaves changes nothing.
 	return m.settle(context.WithoutCancel(ctx), v, Stopped, "")
+}
+
+// Restart stops a running VM as Stop does and starts it again; a stopped one it starts.
+func (m *Manager) Restart(ctx context.Context, o *op.Operation, id string, limit time.Duration, wait Wait) (VM, error) {
+	v, err := m.Store.Get(ctx, id)
+	if err != nil {
+		return VM{}, err
+	}
+	if v.Spec.AutoRemove || v.Spec.Lease != "" {
+		return v, errs.New(errs.Conflict, "VM %s is removed when it stops, so it can't be restarted", v.Name)
+	}
+	if v.State.HasMachine() {
+		if v, err = m.Stop(ctx, o, id, limit); err != nil {
+			return v, err
+		}
+	}
+	return m.Start(ctx, o, id, wait)
 }
 
 // powerOff asks the guest to end and waits until the machine has.

@@ -22,8 +22,9 @@ import (
 	"syscall"
 )
 
-// copyBuffer is the size of one read or write of file contents, in bytes.
-const copyBuffer = 1 << 20
+// copyBuffer is the size of one read or write of file contents, in bytes: small enough for
+// reading the next part and sending the last to overlap.
+const copyBuffer = 128 << 10
 
 // Skipped is the error of a copy that is whole except for the entries it names, which are
 // neither files, directories nor links, or went away while they were read.

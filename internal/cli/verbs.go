@@ -1,0 +1,121 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"banger/api"
+)
+
+// verb does something to one VM and returns its name.
+type verb func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error)
+
+// verbCommand makes a command of a verb for any number of VMs.
+func (a *app) verbCommand(use, short, example string, do verb) *cobra.Command {
+	return &cobra.Command{
+		Use:               use + " REF…",
+		Short:             short,
+		Example:           "  " + example,
+		Args:              refs(-1),
+		ValidArgsFunction: a.completeVMs,
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			ctx := cmd.Context()
+			client, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			return a.each(ctx, refs, func(ref string, progress func(api.Event)) (string, error) {
+				vm, err := do(ctx, client, ref, progress)
+				return vm.Name, err
+			})
+		},
+	}
+}
+
+func (a *app) startCommand() *cobra.Command {
+	var req api.StartVM
+	cmd := a.verbCommand("start", "Start stopped VMs, with their disks as they were left", "banger start web",
+		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
+			return client.StartVM(ctx, ref, req, progress)
+		})
+	cmd.Aliases = []string{"restore"}
+	cmd.Flags().StringVar(&req.Wait, "wait", "", waitUsage)
+	return cmd
+}
+
+func (a *app) stopCommand() *cobra.Command {
+	var limit stopLimit
+	cmd := a.verbCommand("stop", "Stop VMs; their disks stay", "banger stop -t 5 web",
+		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
+			return client.StopVM(ctx, ref, limit.request(), progress)
+		})
+	limit.flag(cmd)
+	return cmd
+}
+
+func (a *app) restartCommand() *cobra.Command {
+	var limit stopLimit
+	var start api.StartVM
+	cmd := a.verbCommand("restart", "Stop VMs that run, and start them", "banger restart web",
+		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
+			return client.RestartVM(ctx, ref, api.RestartVM{StopVM: limit.request(), StartVM: start}, progress)
+		})
+	limit.flag(cmd)
+	cmd.Flags().StringVar(&start.Wait, "wait", "", waitUsage)
+	return cmd
+}
+
+func (a *app) killCommand() *cobra.Command {
+	return a.verbCommand("kill", "End VMs at once, as pulling the plug would; their disks stay", "banger kill web",
+		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
+			return client.KillVM(ctx, ref, progress)
+		})
+}
+
+func (a *app) pauseCommand() *cobra.Command {
+	return a.verbCommand("pause", "Halt running VMs", "banger pause web",
+		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
+			return client.PauseVM(ctx, ref, progress)
+		})
+}
+
+func (a *app) resumeCommand() *cobra.Command {
+	return a.verbCommand("resume", "Let paused VMs go on", "banger resume web",
+		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
+			return client.ResumeVM(ctx, ref, progress)
+		})
+}
+
+func (a *app) rmCommand() *cobra.Command {
+	var force bool
+	cmd := a.verbCommand("rm", "Remove VMs with their disks", "banger rm -f web",
+		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
+			vm, err := client.VM(ctx, ref)
+			if err != nil {
+				return vm, err
+			}
+			return vm, client.RemoveVM(ctx, vm.ID, force, progress)
+		})
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove running VMs too")
+	return cmd
+}
+
+// stopLimit is the flag that bounds how long a guest may take to power off.
+type stopLimit struct {
+	seconds int
+	cmd     *cobra.Command
+}
+
+func (l *stopLimit) flag(cmd *cobra.Command) {
+	l.cmd = cmd
+	cmd.Flags().IntVarP(&l.seconds, "timeout", "t", 0, "`seconds` that the guest has to power off before it is killed; 0 kills it at once")
+	cmd.Flag("timeout").DefValue = "" // the daemon's
+}
+
+func (l *stopLimit) request() api.StopVM {
+	if !l.cmd.Flags().Changed("timeout") {
+		return api.StopVM{}
+	}
+	return api.StopVM{TimeoutSeconds: &l.seconds}
+}
