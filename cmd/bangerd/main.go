@@ -28,6 +28,7 @@ func main() {
 	flag.Parse()
 	ready := io.WriteCloser(os.Stderr)
 	if *readyFD >= 0 {
+		syscall.CloseOnExec(*readyFD) // a machine started during recovery must not hold it
 		ready = os.NewFile(uintptr(*readyFD), "ready")
 	}
 	if err := run(ready); err != nil {

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"io"
 	"net"
 
 	"banger/internal/guest/proto"
@@ -44,6 +45,9 @@ func toAgent(stream *Stream, client *net.UnixConn) {
 		if n > 0 {
 			if _, werr := stream.Write(buf[:n]); werr != nil {
 				client.CloseRead() // the client's writes fail from now on
+				// A socket closed with bytes unread in it would give the client
+				// "connection reset" in place of its end of file.
+				io.Copy(io.Discard, client)
 				return
 			}
 		}

@@ -18,6 +18,8 @@ type sshSession struct {
 	ch   ssh.Channel
 	spec spec
 
+	begun func() // what the last request started; to be run once that is answered
+
 	mu      sync.Mutex // guards job and started
 	job     *job
 	started bool
@@ -33,6 +35,10 @@ func (c *sshConn) session(newch ssh.NewChannel) {
 		ok := s.request(req)
 		if req.WantReply {
 			req.Reply(ok, nil)
+		}
+		if s.begun != nil { // only now: it may end, and close the channel, at once
+			go s.begun()
+			s.begun = nil
 		}
 	}
 	// The client has closed the channel, or the connection is gone.
@@ -133,17 +139,17 @@ func (s *sshSession) run(argv []string) bool {
 	std := stdio{in: s.ch, out: struct{ io.Writer }{s.ch}, err: struct{ io.Writer }{s.ch.Stderr()}}
 	j, err := s.conn.agent.start(s.spec, std)
 	if err != nil {
-		go s.fail(err)
+		s.begun = func() { s.fail(err) }
 		return true
 	}
 	s.mu.Lock()
 	s.job = j
 	s.mu.Unlock()
-	go func() {
+	s.begun = func() {
 		exit := j.wait()
 		j.flush()
 		s.end(exit)
-	}()
+	}
 	return true
 }
 
@@ -190,7 +196,7 @@ func (s *sshSession) sftp() bool {
 	if err != nil {
 		return false
 	}
-	go func() {
+	s.begun = func() {
 		err := server.Serve()
 		server.Close()
 		code := 0
@@ -198,7 +204,7 @@ func (s *sshSession) sftp() bool {
 			code = 1
 		}
 		s.end(proto.Exit{Code: code})
-	}()
+	}
 	return true
 }
 

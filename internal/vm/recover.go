@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"banger/internal/errs"
 )
 
 // recoverers is how many VMs are settled side by side: most wait for a socket or the disk.
 const recoverers = 8
+
+// recoverLimit bounds the recovery of one VM: its machine's monitor answers in
+// milliseconds, on an overloaded host in seconds.
+const recoverLimit = 30 * time.Second
 
 // Recover settles every VM as the last daemon left it: living machines are adopted, what
 // was in between is finished or rolled back. It is called once, before any verb.
@@ -37,6 +42,8 @@ func (m *Manager) Recover(ctx context.Context) error {
 }
 
 func (m *Manager) recoverVM(ctx context.Context, v VM) error {
+	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
+	defer cancel()
 	_, unlock, err := m.lock(ctx, v.ID, "recovered")
 	if err != nil {
 		return err

@@ -11,6 +11,9 @@ const (
 	// streamed is the size from which a file is read and written at the same time.
 	streamed = 4 << 20
 
+	// streamBuffer is the size of one such write, in bytes: a direct one waits for the disk.
+	streamBuffer = 1 << 20
+
 	// inFlight is how many buffers a streamed file has between reader and writer.
 	inFlight = 4
 
@@ -77,12 +80,12 @@ func feed(r io.Reader, n int64, idle <-chan []byte, full chan<- []byte, failed <
 
 // mapBuffers returns buffers at addresses that direct writes can use.
 func mapBuffers() (buffers [][]byte, free func(), err error) {
-	all, err := unix.Mmap(-1, 0, inFlight*copyBuffer, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	all, err := unix.Mmap(-1, 0, inFlight*streamBuffer, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("mmap", err)
 	}
 	for i := range inFlight {
-		buffers = append(buffers, all[i*copyBuffer:(i+1)*copyBuffer:(i+1)*copyBuffer])
+		buffers = append(buffers, all[i*streamBuffer:(i+1)*streamBuffer:(i+1)*streamBuffer])
 	}
 	return buffers, func() { unix.Munmap(all) }, nil
 }

@@ -1,0 +1,106 @@
+package daemon
+
+import (
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"banger/internal/config"
+	"banger/internal/errs"
+)
+
+func options(t *testing.T) Options {
+	state := t.TempDir()
+	return Options{
+		Config: config.Config{StateDir: state, Socket: filepath.Join(state, "bangerd.sock"), Image: "tiny", Kernel: "debian"},
+		Getenv: func(string) string { return "" }, Executable: filepath.Join(state, "bin", "bangerd"),
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+}
+
+func open(t *testing.T, o Options) *Daemon {
+	t.Helper()
+	d, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestOneDaemonAStateDirectory(t *testing.T) {
+	o := options(t)
+	first := open(t, o)
+	if _, err := Open(t.Context(), o); errs.KindOf(err) != errs.Busy || !strings.Contains(err.Error(), o.Config.StateDir) {
+		t.Errorf("a second daemon: %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, o).Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheKeyStaysTheSame(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ssh")
+	one, err := loadIdentity(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := loadIdentity(dir)
+	if err != nil || one != two || !strings.HasPrefix(one.public, "ssh-ed25519 ") {
+		t.Errorf("got %+v and then %+v, %v", one, two, err)
+	}
+	if info, err := os.Stat(one.file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("its file: %v, %v", info, err)
+	}
+	if err := os.WriteFile(one.file, []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadIdentity(dir); errs.HintOf(err) == "" {
+		t.Errorf("a damaged key: %v", err)
+	}
+}
+
+func TestSocketsInTheWay(t *testing.T) {
+	o := options(t)
+	live, err := net.Listen("unix", o.Config.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, o)
+	defer d.Close()
+	if err := d.Serve(t.Context(), func() { t.Error("ready on another's socket") }); errs.KindOf(err) != errs.Busy {
+		t.Errorf("a socket that is served: %v", err)
+	}
+	live.(*net.UnixListener).SetUnlinkOnClose(false)
+	live.Close() // what is left is a stale one
+	err = d.Serve(t.Context(), func() {
+		info, err := os.Stat(o.Config.Socket)
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("its socket: %v, %v", info, err)
+		}
+		d.stop()
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(o.Config.Socket); !os.IsNotExist(err) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+func TestDoctorWithoutABundle(t *testing.T) {
+	d := open(t, options(t))
+	defer d.Close()
+	found := map[string]string{}
+	for _, c := range d.doctor(t.Context()) {
+		found[c.Name] = c.Status + " " + c.Hint
+	}
+	if len(found) != 4 || !strings.HasPrefix(found["runtime bundle"], "failed make one: banger runtime build") {
+		t.Errorf("found %q", found)
+	}
+}
