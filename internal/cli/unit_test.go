@@ -311,3 +311,39 @@ func TestFollowFile(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestSelections(t *testing.T) {
+	vms := []api.VM{{Name: "a", State: api.StateRunning, Image: "tiny"}, {Name: "b", State: api.StateStopped, Image: "tiny"}, {Name: "c", State: api.StateStopped, Image: "debian"}}
+	for _, tc := range []struct {
+		filters []string
+		want    string
+	}{
+		{nil, "abc"},
+		{[]string{"state=stopped"}, "bc"},
+		{[]string{"image=tiny"}, "ab"},
+		{[]string{"state=stopped", "image=tiny"}, "b"},
+		{[]string{"image=none"}, ""},
+		{[]string{"state=asleep"}, "!"},
+		{[]string{"state="}, "!"},
+		{[]string{"state"}, "!"},
+		{[]string{"colour=red"}, "!"},
+		{[]string{"\x1b[31m=x"}, "!"},
+	} {
+		match, err := (&selection{filters: tc.filters}).match()
+		got := ""
+		if err != nil {
+			got = "!"
+			if strings.ContainsRune(err.Error(), 0x1b) {
+				t.Errorf("%q: the error steers a terminal: %q", tc.filters, err)
+			}
+		}
+		for _, vm := range vms {
+			if match != nil && match(vm) {
+				got += vm.Name
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%q selects %q, want %q", tc.filters, got, tc.want)
+		}
+	}
+}
