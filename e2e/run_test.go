@@ -243,6 +243,46 @@ func TestVMsOutliveTheDaemon(t *testing.T) {
 	b.ok("stop", name)
 }
 
+// A daemon that dies in the middle of a transfer leaves a guest whose input was cut short,
+// never one that was fed something else, and a channel that works.
+func TestDaemonDiesInATransfer(t *testing.T) {
+	b := newBanger(t)
+	name := b.vm("--disk", "1G")
+	for range 3 {
+		c := b.command("exec", name, "--", "sh", "-c", "echo ready; cat > /root/got")
+		in, err := c.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+			t.Fatal(err)
+		}
+		chunk := bytes.Repeat([]byte("0123456789abcde\n"), 64<<10)
+		for range 8 {
+			if _, err := in.Write(chunk); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.killDaemon()
+		in.Close()
+		c.Wait() // fails, as it should: its connection broke
+		if c.ProcessState.ExitCode() != 125 {
+			t.Errorf("exit code %d", c.ProcessState.ExitCode())
+		}
+		// Nothing but whole lines, except that the last may be torn.
+		if out := b.ok("exec", name, "--", "sh", "-c", "grep -vn '^0123456789abcde$' /root/got | head -2; echo looked"); strings.Count(out, "\n") > 2 {
+			t.Errorf("the guest was fed %q", out)
+		}
+	}
+}
+
 func TestAClientThatIsKilledTakesItsVMAlong(t *testing.T) {
 	b := newBanger(t)
 	c := b.command("run", "--rm", "--name", "leased", "--image", "tiny", "--", "sh", "-c", "echo up; sleep 1000")

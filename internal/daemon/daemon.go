@@ -89,7 +89,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}
 	d.vms = vm.NewManager(run, vm.Config{
 		Dir: filepath.Join(state, "vms"), Store: d.store, Disks: qcow2.Driver{}, Hypervisor: d.vmm,
-		Images: d.library, Kernels: d.library, Connect: connect,
+		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
 		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory},
 		DefaultImage: opts.Config.Image, DefaultKernel: opts.Config.Kernel,
 		AuthorizedKeys: []string{d.identity.public}, Log: opts.Log,
@@ -101,7 +101,19 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	return d, nil
 }
 
-func connect(ctx context.Context, conn net.Conn) (vm.Guest, error) { return guest.Connect(ctx, conn) }
+// connect waits on one connection, for a machine that is starting takes its time.
+func connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (vm.Guest, error) {
+	conn, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return guest.Connect(ctx, conn)
+}
+
+// reconnect tries again and again, for QEMU can leave a port stuck whose last client went.
+func reconnect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (vm.Guest, error) {
+	return guest.Dial(ctx, dial)
+}
 
 func (d *Daemon) bundleConfig() runtimedir.Config {
 	return runtimedir.Config{RuntimeDir: d.opts.Config.RuntimeDir, RepoRoot: d.opts.Config.RepoRoot}

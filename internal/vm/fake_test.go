@@ -80,7 +80,7 @@ func (w *world) daemon() (*vm.Manager, func()) {
 	}
 	m := vm.NewManager(ctx, vm.Config{
 		Dir: filepath.Join(w.dir, "vms"), Store: s, Disks: failingDisks{qcow2.Driver{}, w}, Hypervisor: w, Images: w, Kernels: w,
-		Connect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30}, DefaultImage: "tiny", DefaultKernel: "debian",
+		Connect: w.connect, Reconnect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30}, DefaultImage: "tiny", DefaultKernel: "debian",
 		Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)),
 	})
 	if err := m.Recover(ctx); err != nil {
@@ -249,7 +249,11 @@ type conn struct {
 	m *machine
 }
 
-func (w *world) connect(ctx context.Context, c net.Conn) (vm.Guest, error) {
+func (w *world) connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (vm.Guest, error) {
+	c, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
 	w.mu.Lock()
 	silent := w.silent
 	w.mu.Unlock()

@@ -29,7 +29,8 @@ type Config struct {
 	Hypervisor     Hypervisor
 	Images         Images
 	Kernels        Kernels
-	Connect        Connect
+	Connect        Connect // to a machine that is just starting
+	Reconnect      Connect // to one whose guest has answered before
 	Host           Host
 	DefaultImage   string
 	DefaultKernel  string
@@ -167,11 +168,12 @@ func sentenceList(names []string) string {
 
 // running is a machine that runs now, with the connection to its guest.
 type running struct {
-	machine hypervisor.Machine
-	connect Connect
+	machine   hypervisor.Machine
+	reconnect Connect
 
-	mu    sync.Mutex // held while connecting: callers share one connection
-	guest Guest
+	mu      sync.Mutex // held while connecting: callers share one connection
+	connect Connect    // for the next connection
+	guest   Guest
 }
 
 // channel returns the connection to the guest, made anew if the last one has ended.
@@ -187,15 +189,11 @@ func (r *running) channel(ctx context.Context) (Guest, error) {
 			return r.guest, nil
 		}
 	}
-	conn, err := r.machine.Channel(ctx)
+	g, err := r.connect(ctx, r.machine.Channel)
 	if err != nil {
 		return nil, err
 	}
-	g, err := r.connect(ctx, conn)
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
+	r.connect = r.reconnect
 	r.guest = g
 	return g, nil
 }

@@ -88,7 +88,7 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 		}
 		fallthrough
 	case err == nil:
-		m.watch(v.ID, &running{machine: machine, connect: m.Connect})
+		m.watch(v.ID, &running{machine: machine, connect: m.Reconnect, reconnect: m.Reconnect})
 		return nil
 	case errs.KindOf(err) == errs.NotFound:
 		_, err := m.settle(ctx, v, Stopped, "its machine ended while the daemon was away, or the host was restarted")

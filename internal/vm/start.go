@@ -111,7 +111,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	}
 	rec := machine.Record()
 	v.Machine = &rec // what the undo above needs to find it
-	r := &running{machine: machine, connect: m.Connect}
+	r := &running{machine: machine, connect: m.Connect, reconnect: m.Reconnect}
 	u.Push("connection to VM "+v.ID, func(context.Context) error { return r.close() })
 	if _, err = m.Store.Update(ctx, v.ID, "launched", func(x *VM) error {
 		x.Machine = &rec

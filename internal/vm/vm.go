@@ -150,9 +150,10 @@ type Guest interface {
 	Close() error
 }
 
-// Connect makes a Guest of a fresh connection to a machine's control channel; it returns
-// once the guest has answered.
-type Connect func(ctx context.Context, conn net.Conn) (Guest, error)
+// Connect makes a Guest of a connection to a machine's control channel, and returns once
+// the guest has answered. It takes the function that connects rather than a connection,
+// for it may have to do so several times.
+type Connect func(ctx context.Context, dial func(context.Context) (net.Conn, error)) (Guest, error)
 
 // newID returns a VM id.
 func newID() string { return randomHex(6) }
