@@ -86,7 +86,7 @@ func (f *fake) stream(w http.ResponseWriter, r *http.Request) {
 		info, err := tree.Stat(src)
 		fakeReply(conn, proto.Got{Base: filepath.Base(src), IsDir: info.IsDir, Bytes: info.Bytes}, err)
 		if err == nil {
-			err = tree.Pack(conn, src, nil)
+			err = tree.Pack(conn, src, false, nil)
 			fakeReply(conn, proto.GotAll{}, err)
 		}
 	case proto.ServiceSSH:

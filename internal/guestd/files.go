@@ -58,7 +58,7 @@ func (a *Agent) get(s *channel.Stream, g proto.Get) {
 	}
 	reply(s, proto.Got{Base: base, IsDir: info.IsDir, Bytes: info.Bytes}, nil)
 
-	err = tree.Pack(s, path, nil)
+	err = tree.Pack(s, path, true, nil)
 	skipped, ok := errors.AsType[tree.Skipped](err)
 	if err != nil && !ok {
 		a.Log.Printf("copy %q to the host: %v", path, err)

@@ -39,7 +39,7 @@ func Put(ctx context.Context, open Open, local string, p proto.Put, progress fun
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { s.Close() })()
 
-	sendErr := tree.Pack(s, local, counter(progress, info.Bytes))
+	sendErr := tree.Pack(s, local, false, counter(progress, info.Bytes))
 	_, skipped := errors.AsType[tree.Skipped](sendErr)
 	if sendErr == nil || skipped {
 		s.CloseWrite()

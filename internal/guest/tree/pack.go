@@ -11,6 +11,7 @@ package tree
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -74,9 +75,10 @@ func Stat(name string) (Info, error) {
 }
 
 // Pack writes the file or tree at name as a tar stream, following name itself if it is a
-// symbolic link. progress, unless nil, is told of the bytes of file contents as they go.
+// symbolic link. With direct large files are read past the page cache, where the
+// filesystem can. progress, unless nil, is told of the bytes of file contents as they go.
 // An error of type Skipped means that the stream is whole.
-func Pack(w io.Writer, name string, progress func(n int64)) error {
+func Pack(w io.Writer, name string, direct bool, progress func(n int64)) error {
 	root, err := filepath.EvalSymlinks(name)
 	if err != nil {
 		return err
@@ -87,7 +89,7 @@ func Pack(w io.Writer, name string, progress func(n int64)) error {
 		return fmt.Errorf("%s: not a file or directory", name)
 	}
 	out := bufio.NewWriterSize(w, 64<<10)
-	p := &packer{root: root, tar: tar.NewWriter(out), seen: map[inode]string{}, progress: progress, buf: make([]byte, copyBuffer)}
+	p := &packer{root: root, tar: tar.NewWriter(out), seen: map[inode]string{}, progress: progress, direct: direct, buf: make([]byte, copyBuffer)}
 	if err := filepath.WalkDir(root, p.visit); err != nil {
 		return err
 	}
@@ -109,6 +111,7 @@ type packer struct {
 	seen     map[inode]string
 	skipped  Skipped
 	progress func(int64)
+	direct   bool
 	buf      []byte
 }
 
@@ -181,12 +184,20 @@ func (p *packer) addFile(name string, hdr *tar.Header, fi fs.FileInfo) error {
 	if err := p.tar.WriteHeader(hdr); err != nil {
 		return err
 	}
-	return p.copy(name, f, hdr.Size)
+	if hdr.Size < streamed {
+		return p.copy(name, f, hdr.Size)
+	}
+	r, stop, err := readAhead(f, p.direct)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return p.copy(name, r, hdr.Size)
 }
 
 // copy sends exactly size bytes: a file that grows is cut, one that shrinks is filled up
 // with zeros and reported.
-func (p *packer) copy(name string, f *os.File, size int64) error {
+func (p *packer) copy(name string, f io.Reader, size int64) error {
 	short := false
 	for size > 0 {
 		buf := p.buf[:min(size, int64(len(p.buf)))]
@@ -202,7 +213,7 @@ func (p *packer) copy(name string, f *os.File, size int64) error {
 				continue
 			}
 			if err != nil {
-				return fmt.Errorf("read: %w", errors.Unwrap(err)) // no PathError: the entry has begun
+				return fmt.Errorf("read: %w", cmp.Or(errors.Unwrap(err), err)) // no PathError: the entry has begun
 			}
 		}
 		if _, err := p.tar.Write(buf[:n]); err != nil {

@@ -97,7 +97,7 @@ func TestTreeComesBackTheSame(t *testing.T) {
 	dst := filepath.Join(t.TempDir(), "dst")
 	var packed, unpacked int64
 	var archive bytes.Buffer
-	if err := Pack(&archive, src, func(n int64) { packed += n }); err != nil {
+	if err := Pack(&archive, src, false, func(n int64) { packed += n }); err != nil {
 		t.Fatal(err)
 	}
 	archive.WriteString("what follows the archive")
@@ -120,7 +120,7 @@ func TestTreeComesBackTheSame(t *testing.T) {
 func copyTree(t testing.TB, src, dst string, o Options) error {
 	t.Helper()
 	var archive bytes.Buffer
-	if err := Pack(&archive, src, nil); err != nil {
+	if err := Pack(&archive, src, false, nil); err != nil {
 		t.Fatal(err)
 	}
 	return Unpack(&archive, dst, o)
@@ -193,7 +193,7 @@ func TestSpecialFilesAreSkippedAndNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var archive bytes.Buffer
-	err := Pack(&archive, dir+"/src", nil)
+	err := Pack(&archive, dir+"/src", false, nil)
 	skipped, ok := errors.AsType[Skipped](err)
 	if !ok || len(skipped) != 1 || !strings.HasPrefix(skipped[0], "fifo (") {
 		t.Fatalf("got %v", err)
@@ -204,7 +204,7 @@ func TestSpecialFilesAreSkippedAndNamed(t *testing.T) {
 	if _, err := os.Stat(dir + "/dst/file"); err != nil {
 		t.Error(err)
 	}
-	if err := Pack(io.Discard, dir+"/src/fifo", nil); err == nil {
+	if err := Pack(io.Discard, dir+"/src/fifo", false, nil); err == nil {
 		t.Error("a fifo by itself was packed")
 	}
 }
