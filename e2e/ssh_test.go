@@ -56,6 +56,36 @@ func TestOpenSSHClients(t *testing.T) {
 	}
 }
 
+// The exit status arrives though the client's own input has ended long before.
+func TestSSHOverAMasterKeepsTheStatus(t *testing.T) {
+	if _, err := exec.LookPath("ssh"); err != nil {
+		t.Skip("SKIP: there is no ssh here")
+	}
+	b := newBanger(t)
+	b.vm("--name", "web", "--net", "none")
+	dir := t.TempDir()
+	config, master := filepath.Join(dir, "config"), filepath.Join(dir, "master")
+	if err := os.WriteFile(config, []byte(b.ok("ssh-config")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ssh := func(args ...string) error {
+		c := exec.Command("ssh", append([]string{"-F", config, "-S", master}, args...)...)
+		c.Env = b.env
+		return c.Run()
+	}
+	if err := ssh("-M", "-f", "-N", "web"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		if err := ssh("web", "true"); err != nil {
+			t.Fatalf("after %d that worked: %v", i, err)
+		}
+	}
+	if err := ssh("-O", "exit", "web"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDebian(t *testing.T) {
 	b := newBanger(t)
 	if left := b.ok("image", "ls"); !strings.Contains(left, "debian") {

@@ -163,8 +163,10 @@ func (s *sshSession) fail(err error) {
 	s.end(exit)
 }
 
+// end tells how the command ended and closes the channel. The status goes before the end
+// of file: on that a client whose own input has ended closes the channel, after which
+// nothing more can be sent on it.
 func (s *sshSession) end(exit proto.Exit) {
-	s.ch.CloseWrite()
 	if exit.Signal != "" {
 		s.ch.SendRequest("exit-signal", false, ssh.Marshal(struct {
 			Name       string
@@ -175,6 +177,7 @@ func (s *sshSession) end(exit proto.Exit) {
 	} else {
 		s.ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Code uint32 }{uint32(exit.Code)}))
 	}
+	s.ch.CloseWrite()
 	s.ch.Close()
 }
 

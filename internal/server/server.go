@@ -7,6 +7,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -38,6 +39,8 @@ type Server struct {
 	Identity string // path of the private key that every guest accepts
 	Stop     func() // asks the daemon to end; returns at once
 	Log      *slog.Logger
+
+	streams atomic.Int64 // to guests, open now
 }
 
 // maxBody bounds a request's JSON, in bytes.

@@ -109,7 +109,13 @@ func bare(conn net.Conn, buf *bufio.ReadWriter) (*net.UnixConn, error) {
 const headerLimit = 10 * time.Second
 
 func (s *Server) joinGuest(g vm.Guest, conn *net.UnixConn) {
-	defer conn.Close()
+	s.streams.Add(1)
+	defer func() {
+		conn.Close()
+		if s.streams.Add(-1) == 0 {
+			giveBack()
+		}
+	}()
 	var h proto.Header
 	conn.SetReadDeadline(time.Now().Add(headerLimit))
 	if err := proto.ReadFrame(conn, &h); err != nil {
