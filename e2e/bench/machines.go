@@ -83,9 +83,9 @@ func coldRun(b *bench) ([]Figure, error) {
 
 // byHand is the QEMU command line of a VM, with sockets of ours for its channel.
 type byHand struct {
-	program, dir, overlay string
-	args                  []string
-	base                  disk.Base
+	program, dir string
+	args         []string
+	base         disk.Base
 }
 
 // machineByHand takes the command line from a VM that runs.
@@ -120,11 +120,9 @@ func (b *bench) machineByHand() (*byHand, error) {
 
 // untilReady starts the machine and ends it at the first byte on its channel.
 func (m *byHand) untilReady() error {
-	v, err := qcow2.Driver{}.Clone(context.Background(), m.base, disk.Spec{Dir: m.dir})
-	if err != nil {
+	if _, err := (qcow2.Driver{}).Clone(context.Background(), m.base, disk.Spec{Dir: m.dir}); err != nil {
 		return err
 	}
-	m.overlay = v.Path
 	var files []*os.File
 	var channel string
 	for _, name := range []string{"monitor", "console", "channel"} { // as descriptors 3, 4 and 5

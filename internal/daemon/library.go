@@ -29,13 +29,23 @@ type library struct {
 func (l *library) ownKernels() string { return filepath.Join(l.state, "kernels") }
 func (l *library) ownImages() string  { return filepath.Join(l.state, "images") }
 
-// roots returns the directories to look in, the state's first. A bundle that is not there
-// is told of only when something was not found: see missing.
-func roots(own string, b runtimedir.Bundle, err error, sub string) []string {
+// imageRoots returns the directories to look for images in, the state's first, and why
+// there is no bundle among them, which is told only where something was not found.
+func (l *library) imageRoots() (roots []string, noBundle error) {
+	b, err := l.resolve()
 	if err != nil {
-		return []string{own}
+		return []string{l.ownImages()}, err
 	}
-	return []string{own, filepath.Join(b.Dir, sub)}
+	return []string{l.ownImages(), b.ImagesDir()}, nil
+}
+
+// kernelRoots is imageRoots for kernels.
+func (l *library) kernelRoots() (roots []string, noBundle error) {
+	b, err := l.resolve()
+	if err != nil {
+		return []string{l.ownKernels()}, err
+	}
+	return []string{l.ownKernels(), b.KernelsDir()}, nil
 }
 
 // missing turns "not found" into "no bundle" where that is why.
@@ -48,15 +58,15 @@ func missing(err, noBundle error) error {
 
 // Image implements vm.Images.
 func (l *library) Image(name string) (image.Image, error) {
-	b, noBundle := l.resolve()
-	i, err := image.Get(name, roots(l.ownImages(), b, noBundle, "images")...)
+	roots, noBundle := l.imageRoots()
+	i, err := image.Get(name, roots...)
 	return i, missing(err, noBundle)
 }
 
 // Kernel implements vm.Kernels.
 func (l *library) Kernel(name string) (kernel.Kernel, error) {
-	b, noBundle := l.resolve()
-	k, err := kernel.Get(name, roots(l.ownKernels(), b, noBundle, "kernels")...)
+	roots, noBundle := l.kernelRoots()
+	k, err := kernel.Get(name, roots...)
 	return k, missing(err, noBundle)
 }
 
@@ -84,8 +94,8 @@ func (l *library) users(ctx context.Context) (images, kernels map[string][]strin
 }
 
 func (l *library) Images(ctx context.Context) ([]api.Image, error) {
-	b, noBundle := l.resolve()
-	all, err := image.List(roots(l.ownImages(), b, noBundle, "images")...)
+	roots, _ := l.imageRoots() // without a bundle the list is shorter
+	all, err := image.List(roots...)
 	if err != nil {
 		return nil, err
 	}
@@ -134,8 +144,8 @@ func (l *library) RemoveImage(ctx context.Context, name string) error {
 }
 
 func (l *library) Kernels(ctx context.Context) ([]api.Kernel, error) {
-	b, noBundle := l.resolve()
-	all, err := kernel.List(roots(l.ownKernels(), b, noBundle, "kernels")...)
+	roots, _ := l.kernelRoots() // without a bundle the list is shorter
+	all, err := kernel.List(roots...)
 	if err != nil {
 		return nil, err
 	}

@@ -72,11 +72,10 @@ func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wa
 	if v, err = m.boot(ctx, o, v, begin, wait); err == nil {
 		return v, nil
 	}
-	reason := err
 	if !keepForReading(err) && was == Stopped { // nothing ran: the VM is what it was
 		return v, err
 	}
-	m.markFailed(ctx, id, reason)
+	m.markFailed(ctx, id, err)
 	return v, err
 }
 
