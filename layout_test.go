@@ -48,7 +48,8 @@ var rules = map[string][]string{
 
 // closed packages are imported by those named only.
 var closed = map[string][]string{
-	"banger/internal/vm":     {"banger/internal/daemon", "banger/internal/server", "banger/internal/store"},
+	"banger/internal/vm":     {"banger/internal/daemon", "banger/internal/server", "banger/internal/store", "banger/internal/vmdir"},
+	"banger/internal/vmdir":  {"banger/internal/daemon"},
 	"banger/internal/store":  {"banger/internal/daemon"},
 	"banger/internal/server": {"banger/internal/daemon"},
 	"banger/internal/daemon": {"banger/cmd/bangerd"},

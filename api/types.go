@@ -34,6 +34,7 @@ type VM struct {
 	Start       *Start     `json:"start,omitempty" doc:"The last start; absent before the first"`
 	PID         int        `json:"pid,omitempty" doc:"Process id of the VMM while it runs"`
 	AutoRemove  bool       `json:"auto_remove" doc:"Removed as soon as it stops"`
+	Autostart   bool       `json:"autostart" doc:"Started again after a restart of the host, if it ran"`
 	CreatedAt   time.Time  `json:"created_at"`
 	StartedAt   *time.Time `json:"started_at,omitempty"`
 	StoppedAt   *time.Time `json:"stopped_at,omitempty"`
@@ -77,6 +78,7 @@ type CreateVM struct {
 	Start       bool     `json:"start" doc:"Start it too, and be done when the guest answers"`
 	Wait        string   `json:"wait,omitempty" doc:"boot: until the image's init has finished its start (default); agent: until the guest answers"`
 	AutoRemove  bool     `json:"auto_remove,omitempty"`
+	Autostart   bool     `json:"autostart,omitempty" doc:"If it ran when the host went down, start it again"`
 	Lease       string   `json:"lease,omitempty" doc:"Remove the VM when the connection that holds this lease ends"`
 }
 
@@ -159,6 +161,7 @@ type Daemon struct {
 	Socket    string    `json:"socket"`
 	VMs       int       `json:"vms"`
 	Running   int       `json:"running"`
+	Notes     []string  `json:"notes,omitempty" doc:"What it met at its start that its user should know"`
 }
 
 // Check is one finding of the doctor's.
@@ -191,6 +194,65 @@ type Event struct {
 	Finished bool   `json:"finished,omitempty"`
 	Error    *Error `json:"error,omitempty" doc:"Set if it failed"`
 	VM       *VM    `json:"vm,omitempty" doc:"The VM as the operation left it"`
+}
+
+// Transition is one step of a VM's life.
+type Transition struct {
+	Seq    int64     `json:"seq" doc:"Ever growing; ask for what came after it"`
+	At     time.Time `json:"at"`
+	VM     string    `json:"vm" doc:"Id of the VM"`
+	Name   string    `json:"name"`
+	From   State     `json:"from" doc:"Empty: it is new"`
+	To     State     `json:"to" doc:"Empty: it is gone"`
+	Cause  string    `json:"cause" doc:"What brought it about"`
+	Reason string    `json:"reason,omitempty" doc:"Why it failed, or why it stopped if nobody asked"`
+}
+
+// Stats is what a running VM takes and does. Counters run from its start.
+type Stats struct {
+	VM         string      `json:"vm" doc:"Its id"`
+	Name       string      `json:"name"`
+	At         time.Time   `json:"at"`
+	CPUs       int         `json:"cpus"`
+	CPUSeconds float64     `json:"cpu_seconds" doc:"Of the host's, taken by the VMM"`
+	PSSBytes   int64       `json:"pss_bytes" doc:"The host's memory that it takes; what several share is divided among them"`
+	DiskBytes  int64       `json:"disk_bytes" doc:"Bytes of the host's that its disk alone takes"`
+	ReadBytes  int64       `json:"read_bytes" doc:"Read from the host's disks"`
+	WriteBytes int64       `json:"write_bytes" doc:"Written to the host's disks"`
+	Guest      *GuestStats `json:"guest" doc:"What the guest says of itself; null if it does not answer or is paused"`
+}
+
+// GuestStats is what a guest says of itself.
+type GuestStats struct {
+	CPUSeconds           float64 `json:"cpu_seconds"`
+	Load1                float64 `json:"load1"`
+	MemoryTotalBytes     int64   `json:"memory_total_bytes"`
+	MemoryAvailableBytes int64   `json:"memory_available_bytes"`
+	RootTotalBytes       int64   `json:"root_total_bytes"`
+	RootFreeBytes        int64   `json:"root_free_bytes"`
+	RxBytes              int64   `json:"rx_bytes"`
+	TxBytes              int64   `json:"tx_bytes"`
+}
+
+// Finding is a host object of banger's, or the lack of one.
+type Finding struct {
+	Kind    string `json:"kind" doc:"directory, process, socket, mount, loop, dm; or disk or machine, where one is lacking"`
+	Name    string `json:"name" doc:"A path, a process id, a device"`
+	VM      string `json:"vm" doc:"Id of the VM that it belongs to, as far as can be told"`
+	Problem string `json:"problem" doc:"Empty: all is as it should be"`
+}
+
+// Verdict is what is wrong with something that was verified; nothing is if Problem is empty.
+type Verdict struct {
+	What    string `json:"what"`
+	Problem string `json:"problem"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// File is a file of the host's that nothing needs any more.
+type File struct {
+	Path  string `json:"path"`
+	Bytes int64  `json:"bytes" doc:"What it takes on the disk"`
 }
 
 // Error is what a failed call returns: what failed and why, and what to do next.

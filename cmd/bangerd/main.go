@@ -66,7 +66,11 @@ func run(ready io.WriteCloser) error {
 	}
 	defer d.Close()
 	return d.Serve(ctx, func() {
-		io.WriteString(ready, "ready\n")
+		said := ""
+		for _, note := range d.Notes() {
+			said += "note: " + strings.ReplaceAll(note, "\n", " ") + "\n"
+		}
+		io.WriteString(ready, said+"ready\n")
 		if ready != os.Stderr {
 			ready.Close()
 		}

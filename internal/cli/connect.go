@@ -103,7 +103,8 @@ func (a *app) findDaemon() (string, error) {
 }
 
 // launch starts the daemon in a session of its own and waits until it says that it serves.
-// Its words come on descriptor 3: "ready", or "error: …" and perhaps "hint: …".
+// Its words come on descriptor 3: perhaps lines of "note: …", then "ready", or "error: …" and
+// perhaps "hint: …".
 func (a *app) launch(ctx context.Context, program string) error {
 	failed := errs.New(errs.Unavailable, "start the daemon %s", program)
 	logPath := a.daemonLog()
@@ -150,16 +151,22 @@ func (a *app) launch(ctx context.Context, program string) error {
 	if err != nil {
 		return failed.Because(err)
 	}
-	return started(failed, string(said), logPath)
+	rest := string(said)
+	for strings.HasPrefix(rest, "note: ") {
+		note, after, _ := strings.Cut(strings.TrimPrefix(rest, "note: "), "\n")
+		a.note("%s", shown(note))
+		rest = after
+	}
+	return started(failed, rest, logPath)
 }
 
-// untilReady ends after "ready", so that the daemon need not close the pipe. The line is
-// written at once, so it is read at once.
+// untilReady ends after "ready", so that the daemon need not close the pipe. What comes with
+// that line is written at once, so it is read at once.
 type untilReady struct{ r io.Reader }
 
 func (u untilReady) Read(p []byte) (int, error) {
 	n, err := u.r.Read(p)
-	if err == nil && strings.HasPrefix(string(p[:n]), "ready\n") {
+	if err == nil && strings.HasSuffix("\n"+string(p[:n]), "\nready\n") {
 		err = io.EOF
 	}
 	return n, err

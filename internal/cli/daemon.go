@@ -50,11 +50,15 @@ func (a *app) daemonStatusCommand() *cobra.Command {
 			case d == nil:
 				a.print("no daemon runs on %s\n", shown(a.config.Socket))
 			default:
-				err = a.table([][]string{
+				rows := [][]string{
 					{"running", "pid " + strconv.Itoa(d.PID) + ", up " + duration(time.Since(d.StartedAt))},
 					{"version", d.Version}, {"socket", d.Socket}, {"state", d.StateDir}, {"log", a.daemonLog()},
 					{"VMs", strconv.Itoa(d.VMs) + ", " + strconv.Itoa(d.Running) + " running"},
-				})
+				}
+				for _, note := range d.Notes {
+					rows = append(rows, []string{"note", note})
+				}
+				err = a.table(rows)
 			}
 			if err == nil && d == nil {
 				return exitCode(exitFailure)

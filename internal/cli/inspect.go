@@ -59,8 +59,14 @@ func (a *app) json(v any) error {
 	if err := enc.Encode(v); err != nil {
 		return err
 	}
+	a.print("%s", ascii(text.String()))
+	return nil
+}
+
+// ascii escapes in JSON what is no printable character, as JSON can.
+func ascii(text string) string {
 	var b strings.Builder
-	for _, r := range text.String() {
+	for _, r := range text {
 		if r == '\n' || strconv.IsPrint(r) {
 			b.WriteRune(r)
 			continue
@@ -69,6 +75,5 @@ func (a *app) json(v any) error {
 			fmt.Fprintf(&b, `\u%04x`, unit)
 		}
 	}
-	a.print("%s", b.String())
-	return nil
+	return b.String()
 }

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"text/template"
 	"time"
 
 	"github.com/docker/go-units"
@@ -15,6 +16,7 @@ import (
 
 func (a *app) lsCommand() *cobra.Command {
 	var all, quiet, asJSON bool
+	var format string
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"ps"},
@@ -22,6 +24,10 @@ func (a *app) lsCommand() *cobra.Command {
 		Example: "  banger ls -a",
 		Args:    args(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			line, err := template.New("--format").Funcs(formatFuncs).Option("missingkey=error").Parse(format)
+			if err != nil {
+				return badUsage("%v", err)
+			}
 			client, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
@@ -43,6 +49,9 @@ func (a *app) lsCommand() *cobra.Command {
 				}
 				return nil
 			}
+			if format != "" {
+				return a.formatted(line, listed)
+			}
 			if n := len(vms) - len(listed); n > 0 && isTerminal(a.Stderr) {
 				defer a.note("%d stopped not shown; `banger ls -a` shows all", n)
 			}
@@ -52,7 +61,24 @@ func (a *app) lsCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "stopped ones too")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "all VMs, as a JSON array")
+	cmd.Flags().StringVar(&format, "format", "", "a line for each VM by this Go `template`: '{{.Name}} {{.Network.IP}} {{bytes .Disk.AllocatedBytes}}'")
 	return cmd
+}
+
+// formatFuncs are what a --format may call.
+var formatFuncs = template.FuncMap{"bytes": bytesText}
+
+// formatted prints a line for each VM. The only text in one that others choose is made fit
+// for a terminal before.
+func (a *app) formatted(line *template.Template, vms []api.VM) error {
+	for _, vm := range vms {
+		vm.Error = shown(vm.Error)
+		if err := line.Execute(a.out, vm); err != nil {
+			return badUsage("%v", err)
+		}
+		a.print("\n")
+	}
+	return nil
 }
 
 // up leaves out the stopped VMs.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 	"banger/internal/server"
 	"banger/internal/store"
 	"banger/internal/vm"
+	"banger/internal/vmdir"
 )
 
 // Options say how a daemon is to run.
@@ -50,6 +52,7 @@ type Daemon struct {
 	vmm       *vmm
 	ops       *op.Registry
 	identity  identity
+	notes     []string // what whoever started this daemon should know
 	cancel    context.CancelFunc
 	startedAt time.Time
 	stopOnce  sync.Once
@@ -74,7 +77,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if d.lock, err = lockState(state); err != nil {
 		return nil, err
 	}
-	if d.store, err = store.Open(ctx, filepath.Join(state, "banger.db")); err != nil {
+	if err := d.openStore(ctx, filepath.Join(state, "banger.db")); err != nil {
 		return nil, err
 	}
 	if d.identity, err = loadIdentity(filepath.Join(state, "ssh")); err != nil {
@@ -87,19 +90,82 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.vms = vm.NewManager(run, vm.Config{
-		Dir: filepath.Join(state, "vms"), Store: d.store, Disks: qcow2.Driver{}, Hypervisor: d.vmm,
+	boot, err := host.BootID()
+	if err != nil {
+		return nil, err
+	}
+	dirs := vmdir.Dirs{Root: filepath.Join(state, "vms")}
+	d.vms = vm.NewManager(run, withFaults(vm.Config{
+		Dirs: dirs, Store: d.store, Disks: qcow2.Driver{}, Hypervisor: d.vmm,
 		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
-		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory},
+		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory, BootID: boot},
+		Objects:      func() ([]host.Object, error) { return host.Objects(dirs.Root) },
 		DefaultImage: opts.Config.Image, DefaultKernel: opts.Config.Kernel,
-		AuthorizedKeys: []string{d.identity.public}, Log: opts.Log,
-	})
+		AuthorizedKeys: []string{d.identity.public}, Autostart: d.autostart, Log: opts.Log,
+	}))
 	d.library.vms = d.vms
+	if d.store.Fresh() {
+		if err := d.rebuild(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := d.vms.Recover(ctx); err != nil {
 		opts.Log.Error("recover", "err", err) // the VMs concerned say so themselves
 	}
 	return d, nil
 }
+
+// openStore opens the database. A damaged one is set aside for another, which rebuild fills.
+func (d *Daemon) openStore(ctx context.Context, path string) (err error) {
+	if d.store, err = store.Open(ctx, path); !store.IsDamaged(err) {
+		return err
+	}
+	d.opts.Log.Error("open the database", "err", err)
+	aside, err := store.SetAside(path, d.startedAt)
+	if err != nil {
+		return err
+	}
+	d.note("the database was damaged; what was in it is kept as %s", aside)
+	d.store, err = store.Open(ctx, path)
+	return err
+}
+
+// rebuild makes the VMs known again that an earlier database knew.
+func (d *Daemon) rebuild(ctx context.Context) error {
+	restored, unreadable, err := d.vms.Rebuild(ctx)
+	if err != nil {
+		return err
+	}
+	if len(restored) > 0 {
+		d.note("VMs known again from the copies in their directories: %s", strings.Join(restored, ", "))
+	}
+	if len(unreadable) > 0 {
+		d.note("directories in %s that tell of no VM: %s; `banger system census` shows what is there",
+			filepath.Join(d.opts.Config.StateDir, "vms"), strings.Join(unreadable, ", "))
+	}
+	return nil
+}
+
+// note keeps something for whoever started this daemon, and for the log.
+func (d *Daemon) note(format string, args ...any) {
+	d.notes = append(d.notes, fmt.Sprintf(format, args...))
+	d.opts.Log.Warn(d.notes[len(d.notes)-1])
+}
+
+// autostart starts a VM that ran when the host went down, in its own time.
+func (d *Daemon) autostart(id string) {
+	d.ops.Start("autostart", func(ctx context.Context, o *op.Operation) error {
+		o.About(id)
+		_, err := d.vms.Start(ctx, o, id, vm.WaitAgent)
+		if err != nil {
+			d.opts.Log.Error("start a VM again after the host's restart", "vm", id, "err", err)
+		}
+		return err
+	})
+}
+
+// Notes tells what whoever started this daemon should know, a sentence each.
+func (d *Daemon) Notes() []string { return d.notes }
 
 // connect waits on one connection, for a machine that is starting takes its time.
 func connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (vm.Guest, error) {
@@ -212,7 +278,7 @@ func (d *Daemon) describe(ctx context.Context) (api.Daemon, error) {
 		return api.Daemon{}, err
 	}
 	out := api.Daemon{Version: d.opts.Version, PID: os.Getpid(), StartedAt: d.startedAt, StateDir: d.opts.Config.StateDir,
-		Socket: d.opts.Config.Socket, VMs: len(vms)}
+		Socket: d.opts.Config.Socket, VMs: len(vms), Notes: d.notes}
 	for _, v := range vms {
 		if v.State.HasMachine() {
 			out.Running++

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"banger/api"
 	"banger/internal/errs"
@@ -24,10 +25,13 @@ type library struct {
 	target   func() (runtimedir.Bundle, error) // where a bundle would be built
 	vms      *vm.Manager                       // who uses what
 	building op.Locks
+	making   sync.RWMutex // held for reading while an image or a kernel is being made
 }
 
 func (l *library) ownKernels() string { return filepath.Join(l.state, "kernels") }
 func (l *library) ownImages() string  { return filepath.Join(l.state, "images") }
+
+func (l *library) initramfsCache() string { return filepath.Join(l.state, "cache", "initramfs") }
 
 // imageRoots returns the directories to look for images in, the state's first, and why
 // there is no bundle among them, which is told only where something was not found.
@@ -76,7 +80,7 @@ func (l *library) Initramfs(ctx context.Context, k kernel.Kernel) (string, error
 	if err != nil {
 		return "", err
 	}
-	return kernel.Initramfs(ctx, k, agent, filepath.Join(l.state, "cache", "initramfs"))
+	return kernel.Initramfs(ctx, k, agent, l.initramfsCache())
 }
 
 // users returns the names of the VMs whose spec uses matches.
@@ -172,6 +176,8 @@ func (l *library) ImportKernel(ctx context.Context, o *op.Operation, req api.Imp
 	if _, err := l.Kernel(req.Name); err == nil { // also in the bundle, which Import does not see
 		return errs.New(errs.Conflict, "there is a kernel %s already", req.Name)
 	}
+	l.making.RLock()
+	defer l.making.RUnlock()
 	_, err := kernel.Import(ctx, l.ownKernels(), kernel.ImportSpec{Name: req.Name, Image: req.Path, ModulesDir: req.ModulesDir}, o.Stage)
 	return err
 }
@@ -203,6 +209,8 @@ func (l *library) BuildRuntime(ctx context.Context, o *op.Operation, req api.Bui
 	}
 	defer unlock()
 	build := func() error {
+		l.making.RLock()
+		defer l.making.RUnlock()
 		return runtimedir.Build(ctx, target.Dir, runtimedir.Options{Only: req.Only, Force: req.Force}, o.Stage)
 	}
 	if !req.Force {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"banger/internal/errs"
+	"banger/internal/host"
 )
 
 // SectorBytes is the unit of a virtual size: a disk has whole sectors.
@@ -48,7 +49,7 @@ func (v Volume) Sync() error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		if err := errors.Join(host.Fault("sync "+path), f.Sync(), f.Close()); err != nil {
 			return fmt.Errorf("sync %s: %w", path, err)
 		}
 	}

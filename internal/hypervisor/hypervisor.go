@@ -85,6 +85,9 @@ type Machine interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 
+	// Usage tells what the process takes of the host now.
+	Usage() (host.Usage, error)
+
 	// Kill ends the process at once and waits until it is gone.
 	Kill(ctx context.Context) error
 

@@ -27,6 +27,8 @@ type Library interface {
 	RemoveKernel(ctx context.Context, name string) error
 	Runtime() (api.Runtime, error)
 	BuildRuntime(ctx context.Context, o *op.Operation, req api.BuildRuntime) error
+	Verify(ctx context.Context, yield func(api.Verdict) bool)
+	Prune(ctx context.Context, dry bool) ([]api.File, error)
 }
 
 // Server serves the API.
@@ -59,6 +61,7 @@ func (s *Server) Handler(version string) http.Handler {
 	s.operationRoutes(a)
 	s.libraryRoutes(a)
 	s.daemonRoutes(a)
+	s.systemRoutes(a)
 	return mux
 }
 

@@ -137,7 +137,7 @@ func (s *Server) startOn(ctx context.Context, kind, ref string, run func(context
 func request(c api.CreateVM) vm.Request {
 	return vm.Request{
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
-		Net: c.Net, Accel: c.Accel, Env: c.Env, AutoRemove: c.AutoRemove, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
+		Net: c.Net, Accel: c.Accel, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
 	}
 }
 
@@ -147,8 +147,8 @@ func (s *Server) show(v vm.VM) api.VM {
 		Backend: "qemu", Accel: v.Spec.Accel, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Disk:       api.Disk{Driver: v.Disk.Driver, VirtualBytes: v.Disk.VirtualBytes, AllocatedBytes: s.VMs.DiskUsage(v)},
 		Network:    api.Network{Mode: string(v.Spec.Net), MAC: v.MAC},
-		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "",
-		CreatedAt:  v.CreatedAt, StartedAt: instant(v.StartedAt), StoppedAt: instant(v.StoppedAt),
+		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Autostart: v.Spec.Autostart,
+		CreatedAt: v.CreatedAt, StartedAt: instant(v.StartedAt), StoppedAt: instant(v.StoppedAt),
 		Error: v.Reason, Directory: s.VMs.Directory(v),
 	}
 	if v.Spec.Net == vm.NetUser {

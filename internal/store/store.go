@@ -26,8 +26,10 @@ var migrations embed.FS
 
 // Store is an open database. It implements vm.Store.
 type Store struct {
-	db  *sql.DB
-	now func() time.Time
+	db    *sql.DB
+	now   func() time.Time
+	fresh bool // Open made the file
+	news
 }
 
 // Open opens the database file at path, making it if there is none, and brings its schema
@@ -44,12 +46,18 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	// connection would only cost its page cache.
 	db.SetMaxOpenConns(1)
 	s := &Store{db: db, now: time.Now}
-	if err := s.migrate(ctx); err != nil {
-		db.Close()
-		return nil, err
+	err = s.migrate(ctx)
+	if err == nil {
+		err = s.check(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(damaged(path, err), db.Close())
 	}
 	return s, nil
 }
+
+// Fresh tells whether the database was made by Open, so that it can know of no VM.
+func (s *Store) Fresh() bool { return s.fresh }
 
 // escape makes a file's path safe in an SQLite URI.
 func escape(path string) string {
@@ -75,6 +83,7 @@ func (s *Store) migrate(ctx context.Context) error {
 			return errs.New(errs.Conflict, "the database has version %d and this banger knows only up to %d", version, len(names)).
 				Try("use the newer banger that last ran here, or another BANGER_STATE_DIR")
 		}
+		s.fresh = version == 0
 		for i, name := range names[version:] {
 			text, err := migrations.ReadFile(name)
 			if err != nil {
@@ -102,6 +111,7 @@ func (s *Store) tx(ctx context.Context, do func(*sql.Tx) error) error {
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	s.tell()
 	return nil
 }
 
@@ -116,6 +126,10 @@ func ignoreDone(err error) error {
 
 // Create implements vm.Store.
 func (s *Store) Create(ctx context.Context, v vm.VM, pending ...vm.Kind) error {
+	return s.insert(ctx, v, "create", vm.Pending, pending)
+}
+
+func (s *Store) insert(ctx context.Context, v vm.VM, cause string, status vm.Status, kinds []vm.Kind) error {
 	doc, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -128,13 +142,18 @@ func (s *Store) Create(ctx context.Context, v vm.VM, pending ...vm.Kind) error {
 		if err != nil {
 			return fmt.Errorf("store VM %s: %w", v.Name, err)
 		}
-		for _, k := range pending {
-			if err := change(ctx, tx, v.ID, vm.Change{Kind: k, Status: vm.Pending}); err != nil {
+		for _, k := range kinds {
+			if err := change(ctx, tx, v.ID, vm.Change{Kind: k, Status: status}); err != nil {
 				return err
 			}
 		}
-		return s.event(ctx, tx, v, string(v.State), "create")
+		return event(ctx, tx, s.now(), v, "", v.State, cause)
 	})
+}
+
+// Restore implements vm.Store.
+func (s *Store) Restore(ctx context.Context, v vm.VM, live ...vm.Kind) error {
+	return s.insert(ctx, v, "its row was lost; this is from the copy in its directory", vm.Live, live)
 }
 
 // Get implements vm.Store.
@@ -208,7 +227,7 @@ func (s *Store) Update(ctx context.Context, id, cause string, edit func(*vm.VM) 
 		if v.State == was {
 			return nil
 		}
-		return s.event(ctx, tx, v, string(v.State), cause)
+		return event(ctx, tx, s.now(), v, was, v.State, cause)
 	})
 	return v, err
 }
@@ -241,7 +260,7 @@ func (s *Store) Delete(ctx context.Context, id, cause string, gone ...vm.Kind) e
 		if _, err := tx.ExecContext(ctx, "DELETE FROM vms WHERE id = ?", id); err != nil {
 			return fmt.Errorf("drop VM %s: %w", v.Name, err)
 		}
-		return s.event(ctx, tx, v, "removed", cause)
+		return event(ctx, tx, s.now(), v, v.State, "", cause)
 	})
 }
 
@@ -261,13 +280,4 @@ func (s *Store) Resources(ctx context.Context, id string) ([]vm.Resource, error)
 		all = append(all, r)
 	}
 	return all, rows.Err()
-}
-
-func (s *Store) event(ctx context.Context, tx *sql.Tx, v vm.VM, state, cause string) error {
-	_, err := tx.ExecContext(ctx, "INSERT INTO events (at, vm_id, name, state, cause) VALUES (?, ?, ?, ?, ?)",
-		s.now().UnixMicro(), v.ID, v.Name, state, cause)
-	if err != nil {
-		return fmt.Errorf("store an event of VM %s: %w", v.Name, err)
-	}
-	return nil
 }

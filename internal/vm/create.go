@@ -3,7 +3,6 @@ package vm
 import (
 	"context"
 	"errors"
-	"os"
 	"strings"
 	"time"
 
@@ -26,6 +25,7 @@ type Request struct {
 	Accel       string
 	Env         []string
 	AutoRemove  bool
+	Autostart   bool
 	Lease       string
 	Start       bool
 	Wait        Wait
@@ -75,8 +75,8 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 		return fail(errs.New(errs.Conflict, "the client that wanted this VM is gone"))
 	}
 	o.Stage("making the disk", 0, 0)
-	if err := os.MkdirAll(m.dir(v.ID), 0o700); err != nil {
-		return fail(errs.New(errs.Internal, "make the VM's directory").Because(err))
+	if err := m.Dirs.Make(v.ID); err != nil {
+		return fail(err)
 	}
 	if v.Disk, err = m.Disks.Clone(ctx, v.Base, disk.Spec{Dir: m.dir(v.ID), Bytes: spec.DiskBytes}); err != nil {
 		return fail(err)
@@ -92,7 +92,7 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	if req.Start {
 		live = append(live, Change{KindMachine, Pending})
 	}
-	if v, err = m.Store.Update(ctx, v.ID, "created", made, live...); err != nil {
+	if v, err = m.update(ctx, v.ID, "created", made, live...); err != nil {
 		return fail(err)
 	}
 	if req.Start {
@@ -160,7 +160,7 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 // fill checks a request and fills in the defaults.
 func (m *Manager) fill(req Request) (Spec, error) {
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
-		Accel: req.Accel, Env: req.Env, AutoRemove: req.AutoRemove, Lease: req.Lease}
+		Accel: req.Accel, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease}
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
 			return s, err

@@ -3,7 +3,6 @@ package vm
 import (
 	"context"
 	"errors"
-	"os"
 
 	"banger/internal/errs"
 )
@@ -26,7 +25,7 @@ func (m *Manager) Delete(ctx context.Context, id string, force bool) error {
 // remove takes away everything of a VM, its row last. It serves deletion, the rollback of
 // a creation and recovery alike; what is not there is passed over. The VM's lock is held.
 func (m *Manager) remove(ctx context.Context, id, cause string) error {
-	v, err := m.Store.Update(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") })
+	v, err := m.update(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") })
 	if errs.KindOf(err) == errs.NotFound {
 		return nil
 	}
@@ -35,7 +34,7 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	}
 	err = m.removeMachine(ctx, v)
 	if err == nil { // a machine that still runs needs its files
-		err = errors.Join(m.Disks.Remove(ctx, m.dir(id)), os.RemoveAll(m.dir(id)))
+		err = errors.Join(m.Disks.Remove(ctx, m.dir(id)), m.Dirs.Remove(id))
 	}
 	if err == nil {
 		err = m.Store.Delete(ctx, id, cause, KindDisk, KindDirectory)
@@ -61,7 +60,7 @@ func (m *Manager) removeMachine(ctx context.Context, v VM) error {
 	if err = errors.Join(err, m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine)); err != nil {
 		return err
 	}
-	_, err = m.Store.Update(ctx, v.ID, "machine removed", func(x *VM) error {
+	_, err = m.update(ctx, v.ID, "machine removed", func(x *VM) error {
 		x.Machine = nil
 		return nil
 	}, Change{KindMachine, Gone})
@@ -71,7 +70,7 @@ func (m *Manager) removeMachine(ctx context.Context, v VM) error {
 // markFailed records why a VM can't go on. Failing to record it leaves the VM in a state
 // that recovery resolves.
 func (m *Manager) markFailed(ctx context.Context, id string, reason error) {
-	_, err := m.Store.Update(context.WithoutCancel(ctx), id, "failed", func(x *VM) error { return x.To(Failed, reason.Error()) })
+	_, err := m.update(context.WithoutCancel(ctx), id, "failed", func(x *VM) error { return x.To(Failed, reason.Error()) })
 	if err != nil && errs.KindOf(err) != errs.NotFound {
 		m.Log.Error("record that a VM failed", "vm", id, "reason", reason, "err", err)
 	}

@@ -27,6 +27,7 @@ import (
 	"banger/internal/op"
 	"banger/internal/store"
 	"banger/internal/vm"
+	"banger/internal/vmdir"
 )
 
 // world is a host in memory with a real store and real disks. It outlives managers, as a
@@ -39,15 +40,19 @@ type world struct {
 	mu       sync.Mutex
 	machines map[string]*machine // by directory
 	nextPID  int
-	fail     string // the step that fails: launch, channel, configure, adopt, remove, disk
-	silent   bool   // guests never answer
-	boot     string // what init says of its start
-	ignores  bool   // guests take no notice of a shutdown
+	fail     string   // the step that fails: launch, channel, configure, adopt, remove, disk
+	silent   bool     // guests never answer
+	boot     string   // what init says of its start
+	ignores  bool     // guests take no notice of a shutdown
+	froze    int      // how often guests have frozen their filesystem
+	bootID   string   // of the host's running boot
+	again    []string // ids of VMs that recovery wants started
+	stray    []host.Object
 	lastConf proto.Configure
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir(), machines: map[string]*machine{}, nextPID: 100, boot: "running"}
+	w := &world{t: t, dir: t.TempDir(), machines: map[string]*machine{}, nextPID: 100, boot: "running", bootID: "boot-1"}
 	w.base = filepath.Join(w.dir, "base.ext4")
 	if err := os.WriteFile(w.base, make([]byte, 1<<20), 0o400); err != nil {
 		t.Fatal(err)
@@ -79,10 +84,16 @@ func (w *world) daemon() (*vm.Manager, func()) {
 		w.t.Fatal(err)
 	}
 	m := vm.NewManager(ctx, vm.Config{
-		Dir: filepath.Join(w.dir, "vms"), Store: s, Disks: failingDisks{qcow2.Driver{}, w}, Hypervisor: w, Images: w, Kernels: w,
-		Connect: w.connect, Reconnect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30}, DefaultImage: "tiny", DefaultKernel: "debian",
+		Dirs: vmdir.Dirs{Root: w.vms()}, Store: s, Disks: failingDisks{qcow2.Driver{}, w}, Hypervisor: w, Images: w, Kernels: w,
+		Connect: w.connect, Reconnect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30, BootID: w.bootID}, DefaultImage: "tiny", DefaultKernel: "debian",
+		Objects: w.objects, Autostart: func(id string) { w.set(func() { w.again = append(w.again, id) }) },
 		Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)),
 	})
+	if s.Fresh() {
+		if _, _, err := m.Rebuild(ctx); err != nil {
+			w.t.Errorf("rebuild: %v", err)
+		}
+	}
 	if err := m.Recover(ctx); err != nil {
 		w.t.Errorf("recover: %v", err)
 	}
@@ -97,6 +108,19 @@ func (w *world) daemon() (*vm.Manager, func()) {
 	})
 }
 
+func (w *world) vms() string { return filepath.Join(w.dir, "vms") }
+
+// objects is what host.Objects finds on a real host.
+func (w *world) objects() ([]host.Object, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := slices.Clone(w.stray)
+	for dir, m := range w.machines {
+		all = append(all, host.Object{Kind: "process", Name: fmt.Sprint(m.rec.Process.PID), Path: filepath.Base(dir), Process: m.rec.Process})
+	}
+	return all, nil
+}
+
 // census lists what exists on the host: machines and VMs' directories.
 func (w *world) census() (found []string) {
 	w.mu.Lock()
@@ -104,7 +128,7 @@ func (w *world) census() (found []string) {
 	for dir := range w.machines {
 		found = append(found, "machine "+filepath.Base(dir))
 	}
-	entries, err := os.ReadDir(filepath.Join(w.dir, "vms"))
+	entries, err := os.ReadDir(w.vms())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		w.t.Fatal(err)
 	}
@@ -164,7 +188,7 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 	}
 	w.nextPID++
 	m := &machine{w: w, done: make(chan struct{}), rec: hypervisor.Record{
-		VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID}}}
+		VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
 	w.machines[spec.Dir] = m
 	return m, nil
 }
@@ -227,6 +251,9 @@ func (m *machine) end(reason string, clean bool) {
 	}
 }
 
+func (m *machine) Usage() (host.Usage, error) {
+	return host.Usage{CPU: time.Second, PSSBytes: 1 << 20}, nil
+}
 func (m *machine) Record() hypervisor.Record    { return m.rec }
 func (m *machine) Console() hypervisor.Console  { return nil }
 func (m *machine) Pause(context.Context) error  { return m.setPaused(true) }
@@ -283,6 +310,10 @@ func (g *fakeGuest) Call(ctx context.Context, method string, params, result any)
 			return err
 		}
 		return json.Unmarshal(raw, result)
+	case proto.MethodFreeze:
+		w.set(func() { w.froze++ })
+	case proto.MethodStats:
+		*result.(*proto.Stats) = proto.Stats{Load1: 0.5}
 	case proto.MethodShutdown:
 		if !w.ignores && !g.m.paused {
 			g.m.end("powered off by the guest", true)

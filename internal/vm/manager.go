@@ -5,12 +5,12 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"banger/internal/disk"
 	"banger/internal/errs"
+	"banger/internal/host"
 	"banger/internal/hypervisor"
 	"banger/internal/op"
 )
@@ -19,11 +19,12 @@ import (
 type Host struct {
 	CPUs        int
 	MemoryBytes int64
+	BootID      string // of its running boot: a machine of another can't be alive
 }
 
 // Config is what a Manager works with.
 type Config struct {
-	Dir            string // of the VMs' directories
+	Dirs           Dirs
 	Store          Store
 	Disks          disk.Driver
 	Hypervisor     Hypervisor
@@ -32,9 +33,11 @@ type Config struct {
 	Connect        Connect // to a machine that is just starting
 	Reconnect      Connect // to one whose guest has answered before
 	Host           Host
+	Objects        func() ([]host.Object, error) // what exists on the host in the VMs' directories
 	DefaultImage   string
 	DefaultKernel  string
-	AuthorizedKeys []string // that every guest's SSH server accepts
+	AuthorizedKeys []string        // that every guest's SSH server accepts
+	Autostart      func(id string) // called in recovery for a VM that is to run again
 	Log            *slog.Logger
 }
 
@@ -78,7 +81,19 @@ func (m *Manager) Close() error {
 }
 
 // dir is the VM's own directory on the host.
-func (m *Manager) dir(id string) string { return filepath.Join(m.Dir, id) }
+func (m *Manager) dir(id string) string { return m.Dirs.Path(id) }
+
+// update changes the VM's row, as [Store.Update] does, and then the copy of it in the VM's
+// directory. The copy may fall behind, on a full disk say: the row is what counts.
+func (m *Manager) update(ctx context.Context, id, cause string, change func(*VM) error, resources ...Change) (VM, error) {
+	v, err := m.Store.Update(ctx, id, cause, change, resources...)
+	if err == nil {
+		if err := m.Dirs.Save(v); err != nil {
+			m.Log.Warn("keep a copy of a VM's row", "vm", id, "err", err)
+		}
+	}
+	return v, err
+}
 
 // Directory is where the VM's files are on the host.
 func (m *Manager) Directory(v VM) string { return m.dir(v.ID) }
@@ -255,8 +270,11 @@ func (m *Manager) machineOf(v VM) (*running, error) {
 		return r, nil
 	}
 	e := errs.New(errs.Conflict, "VM %s is %s", v.Name, v.State)
-	if v.State == Stopped || v.State == Failed {
+	switch {
+	case v.State == Stopped || v.State == Failed:
 		e = e.Try("banger start %s", v.Name)
+	case v.State.HasMachine(): // being recovered still, or settled already
+		e = errs.New(errs.Busy, "the machine of VM %s can't be reached now", v.Name).Try("try again in a moment")
 	}
 	return nil, e
 }

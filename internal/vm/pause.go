@@ -21,7 +21,7 @@ func (m *Manager) Pause(ctx context.Context, id string) (VM, error) {
 		return v, err
 	}
 	// The state is written first: should a crash come between, the next daemon makes it true.
-	if v, err = m.Store.Update(ctx, id, "pause", func(x *VM) error { return x.To(Paused, "") }); err != nil {
+	if v, err = m.update(ctx, id, "pause", func(x *VM) error { return x.To(Paused, "") }); err != nil {
 		return v, err
 	}
 	if err := r.machine.Pause(ctx); err != nil {
@@ -49,7 +49,7 @@ func (m *Manager) Resume(ctx context.Context, id string) (VM, error) {
 
 // unpaused records that the VM runs, and returns err.
 func (m *Manager) unpaused(ctx context.Context, id string, err error) (VM, error) {
-	v, stored := m.Store.Update(context.WithoutCancel(ctx), id, "resume", func(x *VM) error { return x.To(Running, "") })
+	v, stored := m.update(context.WithoutCancel(ctx), id, "resume", func(x *VM) error { return x.To(Running, "") })
 	if err == nil {
 		err = stored
 	}

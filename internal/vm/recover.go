@@ -9,46 +9,70 @@ import (
 	"banger/internal/errs"
 )
 
-// recoverers is how many VMs are settled side by side: most wait for a socket or the disk.
-const recoverers = 8
+const (
+	// recoverers is how many VMs are settled side by side: most wait for a socket or the disk.
+	recoverers = 16
 
-// recoverLimit bounds the recovery of one VM: its machine's monitor answers in
-// milliseconds, on an overloaded host in seconds.
-const recoverLimit = 30 * time.Second
+	// recoverPatience is how long Recover waits for all VMs. One whose machine answers later,
+	// on an overloaded host say, keeps its lock until then.
+	recoverPatience = 4 * time.Second
+
+	// recoverLimit bounds the recovery of one VM: its machine's monitor answers in
+	// milliseconds, on an overloaded host in seconds.
+	recoverLimit = 60 * time.Second
+)
 
 // Recover settles every VM as the last daemon left it: living machines are adopted, what
-// was in between is finished or rolled back. It is called once, before any verb.
+// was in between is finished or rolled back. It is called once, before any verb. It returns
+// when that is done or has taken too long to wait for; what is left then goes on.
 func (m *Manager) Recover(ctx context.Context) error {
 	vms, err := m.Store.List(ctx)
 	if err != nil {
 		return err
 	}
+	unlocks := make([]func(), len(vms))
+	for i, v := range vms { // before any verb can: nobody else knows of the locks yet
+		if unlocks[i], err = m.locks.Lock(ctx, v.ID, "recovered"); err != nil {
+			return err
+		}
+	}
 	var (
-		wg    sync.WaitGroup
 		slots = make(chan struct{}, recoverers)
 		all   = make([]error, len(vms))
+		wg    sync.WaitGroup
+		done  = make(chan struct{})
 	)
 	for i, v := range vms {
-		slots <- struct{}{}
-		wg.Go(func() {
+		wg.Add(1)
+		m.watchers.Go(func() {
+			defer wg.Done()
+			defer unlocks[i]()
+			slots <- struct{}{}
 			defer func() { <-slots }()
-			if all[i] = m.recoverVM(ctx, v); all[i] != nil {
-				m.markFailed(ctx, v.ID, all[i])
+			if all[i] = m.recoverVM(m.ctx, v); all[i] != nil && m.ctx.Err() == nil {
+				m.markFailed(m.ctx, v.ID, all[i])
 			}
 		})
 	}
-	wg.Wait()
-	return errors.Join(all...)
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	patience := time.NewTimer(recoverPatience)
+	defer patience.Stop()
+	select {
+	case <-done:
+		return errors.Join(all...)
+	case <-patience.C:
+		m.Log.Warn("some machines take long to answer; their VMs stay locked until they do")
+		return nil
+	}
 }
 
+// recoverVM settles one VM, whose lock is held.
 func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
 	defer cancel()
-	_, unlock, err := m.lock(ctx, v.ID, "recovered")
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	switch {
 	case v.State == Creating:
 		return m.remove(ctx, v.ID, "its creation was cut short")
@@ -80,6 +104,9 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 		_, err := m.settle(ctx, v, Failed, "its machine was lost")
 		return err
 	}
+	if v.Machine.Process.BootID != m.Host.BootID {
+		return m.afterReboot(ctx, v)
+	}
 	machine, err := m.Hypervisor.Adopt(ctx, *v.Machine)
 	switch {
 	case err == nil && v.State == Paused: // a crash may have come before it was
@@ -91,8 +118,44 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 		m.watch(v.ID, &running{machine: machine, connect: m.Reconnect, reconnect: m.Reconnect})
 		return nil
 	case errs.KindOf(err) == errs.NotFound:
-		_, err := m.settle(ctx, v, Stopped, "its machine ended while the daemon was away, or the host was restarted")
+		_, err := m.settle(ctx, v, Stopped, "its machine ended while the daemon was away")
 		return err
 	}
 	return err
 }
+
+// afterReboot settles a VM that ran when the host went down.
+func (m *Manager) afterReboot(ctx context.Context, v VM) error {
+	v, err := m.settle(ctx, v, Stopped, "the host was restarted")
+	if err == nil && v.Spec.Autostart {
+		m.Autostart(v.ID)
+	}
+	return err
+}
+
+// Rebuild fills a store that has been lost from the copies of its rows in the VMs'
+// directories. It returns the names of the VMs that are known again, and those directories
+// that tell of none, which stay as they are. It is called before Recover.
+func (m *Manager) Rebuild(ctx context.Context) (restored, unreadable []string, err error) {
+	saved, unreadable, err := m.Dirs.Saved()
+	if err != nil {
+		return nil, unreadable, err
+	}
+	for _, v := range saved {
+		// A copy may be older than the row was: Recover looks for what each could have.
+		kinds := []Kind{KindDirectory, KindDisk, KindMachine}
+		err := m.Store.Restore(ctx, v, kinds...)
+		if errs.KindOf(err) == errs.Conflict { // a name that was free again when the next VM took it
+			v.Name = shorten(v.Name) + "-" + v.ID
+			err = m.Store.Restore(ctx, v, kinds...)
+		}
+		if err != nil {
+			return restored, unreadable, err
+		}
+		restored = append(restored, v.Name)
+	}
+	return restored, unreadable, nil
+}
+
+// shorten leaves room in a name for an id behind it.
+func shorten(name string) string { return name[:min(len(name), 63-1-12)] }

@@ -65,7 +65,7 @@ func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wa
 		return v, err
 	}
 	pending := Change{KindMachine, Pending}
-	if v, err = m.Store.Update(ctx, id, "start", func(*VM) error { return nil }, pending); err != nil {
+	if v, err = m.update(ctx, id, "start", func(*VM) error { return nil }, pending); err != nil {
 		return v, err
 	}
 	was := v.State
@@ -112,7 +112,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	v.Machine = &rec // what the undo above needs to find it
 	r := &running{machine: machine, connect: m.Connect, reconnect: m.Reconnect}
 	u.Push("connection to VM "+v.ID, func(context.Context) error { return r.close() })
-	if _, err = m.Store.Update(ctx, v.ID, "launched", func(x *VM) error {
+	if _, err = m.update(ctx, v.ID, "launched", func(x *VM) error {
 		x.Machine = &rec
 		return nil
 	}, Change{KindMachine, Live}); err != nil {
@@ -133,7 +133,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		}
 		took = time.Since(begin)
 	}
-	v, err = m.Store.Update(ctx, v.ID, "started", func(x *VM) error {
+	v, err = m.update(ctx, v.ID, "started", func(x *VM) error {
 		x.StartedAt, x.StartTook = time.Now().UTC(), took
 		return x.To(Running, "")
 	})

@@ -32,6 +32,9 @@ var transitions = map[State][]State{
 	Deleting: {Failed},
 }
 
+// Valid tells whether there is such a state.
+func (s State) Valid() bool { _, ok := transitions[s]; return ok }
+
 // To moves v to the next state for the given reason, which is empty where there is nothing
 // to tell. errs.Conflict if the table does not allow it.
 func (v *VM) To(next State, reason string) error {

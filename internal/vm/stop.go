@@ -30,7 +30,7 @@ func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit ti
 		return v, err
 	}
 	paused := v.State == Paused
-	if v, err = m.Store.Update(ctx, id, "stop", func(x *VM) error { return x.To(Stopping, "") }); err != nil {
+	if v, err = m.update(ctx, id, "stop", func(x *VM) error { return x.To(Stopping, "") }); err != nil {
 		return v, err
 	}
 	if limit > 0 && paused { // a paused guest can't hear
@@ -86,10 +86,25 @@ func (m *Manager) powerOff(ctx context.Context, r *running, limit time.Duration)
 	case <-r.machine.Done():
 		return nil
 	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return fmt.Errorf("it was still running after %v", limit)
-		}
-		return ctx.Err()
+	}
+	freeze(ctx, r)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("it was still running after %v", limit)
+	}
+	return ctx.Err()
+}
+
+// freezeLimit bounds how long a guest that is about to be killed may take to bring its
+// filesystem into order.
+const freezeLimit = 2 * time.Second
+
+// freeze has a guest that will not power off write out what it has and hold still, so that
+// it can be killed without loss. One that does not even do that is past helping.
+func freeze(ctx context.Context, r *running) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeLimit)
+	defer cancel()
+	if g, err := r.channel(ctx); err == nil {
+		_ = g.Call(ctx, proto.MethodFreeze, nil, nil)
 	}
 }
 
@@ -103,7 +118,7 @@ func (m *Manager) settle(ctx context.Context, v VM, state State, reason string) 
 	if v.Spec.AutoRemove || v.Spec.Lease != "" {
 		return v, m.remove(ctx, v.ID, "it stopped")
 	}
-	return m.Store.Update(ctx, v.ID, "stopped", func(x *VM) error {
+	return m.update(ctx, v.ID, "stopped", func(x *VM) error {
 		x.StoppedAt = time.Now().UTC()
 		return x.To(state, reason)
 	})

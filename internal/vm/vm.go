@@ -30,7 +30,8 @@ type Spec struct {
 	Accel       string   `json:"accel"` // auto, kvm or tcg
 	Env         []string `json:"env,omitempty"`
 	AutoRemove  bool     `json:"auto_remove,omitempty"`
-	Lease       string   `json:"lease,omitempty"` // removed when this lease ends
+	Lease       string   `json:"lease,omitempty"`     // removed when this lease ends
+	Autostart   bool     `json:"autostart,omitempty"` // if it ran, it runs again after a restart of the host
 }
 
 // Net is how a VM is connected.
@@ -94,6 +95,28 @@ type Store interface {
 	// Delete drops the row of a VM whose last resources are the ones named, now gone.
 	Delete(ctx context.Context, id, cause string, gone ...Kind) error
 	Resources(ctx context.Context, id string) ([]Resource, error)
+	// Restore adds a VM as it was known elsewhere, with the resources that it then had.
+	Restore(ctx context.Context, v VM, live ...Kind) error
+
+	// Events returns what happened after the event with this number, oldest first, at most
+	// limit events. Old ones are dropped in time.
+	Events(ctx context.Context, after int64, limit int) ([]Event, error)
+	// LastEvent returns the number of the newest event, or 0.
+	LastEvent(ctx context.Context) (int64, error)
+	// Changed returns a channel that is closed when there may be new events.
+	Changed() <-chan struct{}
+}
+
+// Event is one transition of a VM.
+type Event struct {
+	Seq    int64 // ever growing, without end
+	At     time.Time
+	VM     string // id
+	Name   string
+	From   State // empty: the VM is new
+	To     State // empty: the VM is gone
+	Cause  string
+	Reason string // why it is failed, or why it stopped if nobody asked
 }
 
 // Change is what happens to a resource in an Update.
@@ -127,6 +150,23 @@ type Hypervisor interface {
 
 	// ReadLog reads the console log that machines launched in dir have left.
 	ReadLog(dir string) (io.ReadCloser, error)
+}
+
+// Dirs are the VMs' own directories, each with a copy of its VM's row, from which the store
+// can be made again should it be lost.
+type Dirs interface {
+	// Path is where the VM's directory is, or would be.
+	Path(id string) string
+	Make(id string) error
+	// Save replaces the copy of the VM's row. Where there is no directory there is no copy.
+	Save(v VM) error
+	// Remove takes the directory away with all that is in it. Finding none is success.
+	Remove(id string) error
+	// List returns the names of all that is in the place of the VMs' directories.
+	List() ([]string, error)
+	// Saved returns the VMs that the directories have copies of, and the names of those
+	// directories that have none that can be read.
+	Saved() (vms []VM, unreadable []string, err error)
 }
 
 // Images finds images by name.

@@ -14,6 +14,7 @@ import (
 
 	"banger/internal/disk"
 	"banger/internal/errs"
+	"banger/internal/host"
 )
 
 const (
@@ -54,6 +55,9 @@ func (d Driver) Clone(ctx context.Context, base disk.Base, spec disk.Spec) (disk
 	}
 	temp, path := filepath.Join(spec.Dir, tempName), filepath.Join(spec.Dir, fileName)
 	err = write(temp, pieces, fileBytes)
+	if err == nil {
+		err = host.Fault("rename a new disk")
+	}
 	if err == nil {
 		err = os.Rename(temp, path)
 	}

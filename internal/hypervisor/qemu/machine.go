@@ -142,6 +142,8 @@ func (m *machine) Exit() hypervisor.Exit {
 	return m.exit
 }
 
+func (m *machine) Usage() (host.Usage, error) { return m.record.Process.Usage() }
+
 // Channel connects to the guest's port; see [hypervisor.Machine].
 func (m *machine) Channel(ctx context.Context) (net.Conn, error) {
 	select {

@@ -1,0 +1,56 @@
+package vm
+
+import (
+	"context"
+	"time"
+
+	"banger/internal/guest/proto"
+	"banger/internal/host"
+)
+
+// Stats is what a running VM takes and does now.
+type Stats struct {
+	VM    VM
+	At    time.Time
+	Host  host.Usage   // of its VMM process
+	Disk  int64        // bytes of the host's that its disk alone takes
+	Guest *proto.Stats // nil if the guest did not tell in time, or is paused
+}
+
+// guestPatience is how long a guest may take to tell how it is.
+const guestPatience = 2 * time.Second
+
+// Stats asks how a running VM is. errs.Conflict if it does not run.
+func (m *Manager) Stats(ctx context.Context, ref string) (Stats, error) {
+	v, err := m.Find(ctx, ref)
+	if err != nil {
+		return Stats{}, err
+	}
+	r, err := m.machineOf(v)
+	if err != nil {
+		return Stats{}, err
+	}
+	s := Stats{VM: v, At: time.Now(), Disk: m.DiskUsage(v)}
+	if s.Host, err = r.machine.Usage(); err != nil {
+		return Stats{}, err
+	}
+	if v.State == Running {
+		s.Guest = m.guestStats(ctx, r)
+	}
+	return s, nil
+}
+
+// guestStats returns nil where a guest does not answer: that is part of how it is.
+func (m *Manager) guestStats(ctx context.Context, r *running) *proto.Stats {
+	ctx, cancel := context.WithTimeout(ctx, guestPatience)
+	defer cancel()
+	g, err := r.channel(ctx)
+	if err != nil {
+		return nil
+	}
+	var s proto.Stats
+	if err := g.Call(ctx, proto.MethodStats, nil, &s); err != nil {
+		return nil
+	}
+	return &s
+}

@@ -1,0 +1,144 @@
+// Package vmdir owns the directories of VMs on the host: one for each, named by the VM's id,
+// private to the daemon's user, with a copy of the VM's row beside its disk, logs and
+// sockets. What those are it does not know.
+package vmdir
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+	"banger/internal/host"
+	"banger/internal/vm"
+)
+
+// CopyName is the file with the copy of a VM's row.
+const CopyName = "vm.json"
+
+// newSuffix ends the name of a copy that is not finished. A VM's lock is held while it is
+// saved, so there is one at most.
+const newSuffix = ".new"
+
+// maxCopy bounds a copy that is read back, in bytes; real ones have two thousand.
+const maxCopy = 1 << 20
+
+// anID is what a VM's directory is called.
+var anID = regexp.MustCompile(`^[0-9a-f]{12}$`)
+
+// Dirs are the VMs' directories below a root, which is made with the first.
+type Dirs struct{ Root string }
+
+var _ vm.Dirs = Dirs{}
+
+// Path implements vm.Dirs.
+func (d Dirs) Path(id string) string { return filepath.Join(d.Root, id) }
+
+// Make implements vm.Dirs. errs.Unavailable: the filesystem is full or can't be written to.
+func (d Dirs) Make(id string) error {
+	err := os.MkdirAll(d.Path(id), 0o700)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return errs.New(errs.Unavailable, "there is no room for a VM in %s", d.Root).Because(err).
+			Try("free some space there: banger rm removes VMs, banger image rm images")
+	}
+	if err != nil {
+		return errs.New(errs.Unavailable, "the VM's directory can't be made").Because(err)
+	}
+	return nil
+}
+
+// Save implements vm.Dirs. The copy is replaced whole, but not flushed: it is only read when
+// the database is lost, and a transition must not wait for it.
+func (d Dirs) Save(v vm.VM) error {
+	doc, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(d.Path(v.ID), CopyName)
+	err = os.WriteFile(path+newSuffix, append(doc, '\n'), 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = host.Fault("rename a copy of a row")
+	}
+	if err == nil {
+		err = os.Rename(path+newSuffix, path)
+	}
+	return err
+}
+
+// Remove implements vm.Dirs.
+func (d Dirs) Remove(id string) error {
+	return os.RemoveAll(d.Path(id))
+}
+
+// List implements vm.Dirs.
+func (d Dirs) List() ([]string, error) {
+	entries, err := os.ReadDir(d.Root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}
+
+// Saved implements vm.Dirs.
+func (d Dirs) Saved() (vms []vm.VM, unreadable []string, err error) {
+	names, err := d.List()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range names {
+		v, err := d.read(name)
+		if err != nil {
+			unreadable = append(unreadable, name)
+			continue
+		}
+		vms = append(vms, v)
+	}
+	return vms, unreadable, nil
+}
+
+// read reads one copy with suspicion: it is taken for what it says only if that fits.
+func (d Dirs) read(name string) (v vm.VM, err error) {
+	if !anID.MatchString(name) {
+		return v, fmt.Errorf("%q is no VM's directory", name)
+	}
+	path := filepath.Join(d.Path(name), CopyName)
+	info, err := os.Lstat(path)
+	if err != nil {
+		return v, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxCopy {
+		return v, fmt.Errorf("%s is no copy of a VM's row", path)
+	}
+	doc, err := os.ReadFile(path)
+	if err != nil {
+		return v, err
+	}
+	return v, check(doc, name, &v)
+}
+
+// check decodes a copy and says whether it can be that of the VM with this id.
+func check(doc []byte, id string, v *vm.VM) error {
+	if err := json.Unmarshal(doc, v); err != nil {
+		return err
+	}
+	if v.ID != id {
+		return fmt.Errorf("the copy in %s is of VM %q", id, v.ID)
+	}
+	if !v.State.Valid() {
+		return fmt.Errorf("VM %s is in no state that there is: %q", id, v.State)
+	}
+	return vm.CheckName(v.Name)
+}
