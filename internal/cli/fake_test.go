@@ -129,6 +129,9 @@ func (f *fake) routes() http.Handler {
 	mux.HandleFunc("GET /v1/vms/{ref}/console", f.console)
 	mux.HandleFunc("GET /v1/vms/{ref}/logs", f.logs)
 	f.assets(handle)
+	f.system(handle)
+	mux.HandleFunc("GET /v1/events", f.transitions)
+	mux.HandleFunc("GET /v1/system/verify", f.verify)
 	return mux
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"strings"
@@ -71,13 +72,15 @@ var formatFuncs = template.FuncMap{"bytes": bytesText}
 // formatted prints a line for each VM. The only text in one that others choose is made fit
 // for a terminal before.
 func (a *app) formatted(line *template.Template, vms []api.VM) error {
+	var text bytes.Buffer
 	for _, vm := range vms {
 		vm.Error = shown(vm.Error)
-		if err := line.Execute(a.out, vm); err != nil {
+		if err := line.Execute(&text, vm); err != nil {
 			return badUsage("%v", err)
 		}
-		a.print("\n")
+		text.WriteByte('\n')
 	}
+	a.print("%s", text.String())
 	return nil
 }
 

@@ -21,13 +21,10 @@ func (a *app) statsCommand() *cobra.Command {
 		Long: `Show what running VMs take of the host and what their guests say of themselves. On a
 terminal that goes on until interrupted; elsewhere it is told once.`,
 		Example:           "  banger stats web",
-		Args:              args(0, -1, ""),
+		Args:              func(_ *cobra.Command, refs []string) error { return named(refs) },
 		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			ctx := cmd.Context()
-			if err := named(refs); err != nil {
-				return err
-			}
 			client, err := a.connect(ctx)
 			if err != nil {
 				return err
