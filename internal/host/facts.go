@@ -48,6 +48,13 @@ func ProbeKVM(root string) KVM {
 	return KVM{Usable: true}
 }
 
+// SteadyTSC tells whether the time-stamp counters of the CPU go on at one rate in every
+// state of its power management. root is "/" but in tests.
+func SteadyTSC(root string) bool {
+	info, err := os.ReadFile(filepath.Join(root, "proc/cpuinfo"))
+	return err == nil && hasCPUFlag(info, "constant_tsc") && hasCPUFlag(info, "nonstop_tsc")
+}
+
 // hasCPUFlag looks for a word in the "flags" lines of /proc/cpuinfo.
 func hasCPUFlag(cpuinfo []byte, flag string) bool {
 	for line := range bytes.Lines(cpuinfo) {

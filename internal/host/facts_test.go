@@ -51,6 +51,29 @@ func TestProbeKVM(t *testing.T) {
 	}
 }
 
+func TestSteadyTSC(t *testing.T) {
+	for cpuinfo, want := range map[string]bool{
+		"flags : tsc constant_tsc nonstop_tsc\n": true,
+		"flags : tsc constant_tsc\n":             false, // stops in deep sleep
+		"flags : tsc nonstop_tsc\n":              false, // follows the clock frequency
+		"":                                       false,
+	} {
+		root := t.TempDir()
+		if err := os.Mkdir(filepath.Join(root, "proc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, "proc/cpuinfo"), []byte(cpuinfo), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := SteadyTSC(root); got != want {
+			t.Errorf("%q: %v", cpuinfo, got)
+		}
+	}
+	if SteadyTSC(t.TempDir()) {
+		t.Error("a host without cpuinfo has steady counters")
+	}
+}
+
 func TestFacts(t *testing.T) {
 	if n, err := MemoryBytes(); err != nil || n < 64<<20 {
 		t.Errorf("memory %d, %v", n, err)

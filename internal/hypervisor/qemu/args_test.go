@@ -99,7 +99,7 @@ func TestCheckRefuses(t *testing.T) {
 func TestArguments(t *testing.T) {
 	spec := goodSpec(t)
 	spec.Disks[1].Path = `/odd "name",with\parts`
-	got := arguments(spec)
+	got := arguments(spec, true)
 	after := func(option, value string) {
 		t.Helper()
 		for i := range got[:len(got)-1] {
@@ -111,7 +111,8 @@ func TestArguments(t *testing.T) {
 	}
 	after("-name", "banger-3f2a")
 	after("-accel", "tcg,thread=multi,tb-size=128")
-	after("-cpu", "max")
+	after("-cpu", "max,erms=off,fsrm=off")
+	after("-device", "virtio-serial-pci,max_ports=2")
 	after("-smp", "2")
 	after("-m", "512M")
 	after("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
@@ -127,15 +128,18 @@ func TestArguments(t *testing.T) {
 		}
 	}
 	kernel := got[slices.Index(got, "-append")+1]
-	if !strings.HasSuffix(kernel, " banger.root=/dev/vda") || !strings.Contains(kernel, "mitigations=off") {
+	if !strings.HasSuffix(kernel, " banger.root=/dev/vda") || !strings.Contains(kernel, "mitigations=off") || !strings.Contains(kernel, "tsc=reliable") {
 		t.Errorf("kernel arguments %q", kernel)
+	}
+	if strings.Contains(strings.Join(arguments(spec, false), " "), "tsc=") {
+		t.Error("the guest trusts a counter that the host does not")
 	}
 
 	spec.Accel = hypervisor.KVM
-	got = arguments(spec)
+	got = arguments(spec, true)
 	after("-accel", "kvm")
 	after("-cpu", "host")
-	if kernel := got[slices.Index(got, "-append")+1]; strings.Contains(kernel, "mitigations") {
-		t.Errorf("with KVM the guest's mitigations are off: %q", kernel)
+	if kernel := got[slices.Index(got, "-append")+1]; strings.Contains(kernel, "mitigations") || strings.Contains(kernel, "tsc=") {
+		t.Errorf("with KVM the guest has arguments for TCG: %q", kernel)
 	}
 }

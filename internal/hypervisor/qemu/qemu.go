@@ -86,7 +86,7 @@ func (h *Hypervisor) start(spec hypervisor.MachineSpec, sockets sockets) (*host.
 	}
 	defer log.Close()
 	return host.Detach(host.Detached{
-		Path: h.binary, Args: arguments(spec), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"},
+		Path: h.binary, Args: arguments(spec, host.SteadyTSC("/")), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"},
 		Dir: spec.Dir, Log: log, Files: sockets,
 	})
 }
