@@ -9,9 +9,8 @@ import (
 type ahead struct {
 	chunks <-chan chunk
 	idle   chan<- []byte
-	rest   []byte // of the buffer that is being handed out
-	buffer []byte
-	err    error // after rest
+	lent   []byte // the buffer that next handed out
+	err    error  // after it
 }
 
 // chunk is what one read of the file gave.
@@ -20,14 +19,14 @@ type chunk struct {
 	err  error
 }
 
-// readAhead returns a reader of f. With direct it reads past the page cache where the
+// readAhead begins to read f. With direct it reads past the page cache where the
 // filesystem can, for the reason that stream has. stop ends it; f must stay open until then.
 func readAhead(f *os.File, direct bool) (r *ahead, stop func(), err error) {
-	buffers, free, err := mapBuffers()
+	direct = direct && setDirect(f, true) == nil
+	buffers, free, err := mapBuffers(direct)
 	if err != nil {
 		return nil, nil, err
 	}
-	direct = direct && setDirect(f, true) == nil
 	chunks, idle, quit, ended := make(chan chunk, inFlight), make(chan []byte, inFlight), make(chan struct{}), make(chan struct{})
 	for _, b := range buffers {
 		idle <- b
@@ -60,25 +59,25 @@ func readAhead(f *os.File, direct bool) (r *ahead, stop func(), err error) {
 	}, nil
 }
 
-func (a *ahead) Read(p []byte) (int, error) {
-	for len(a.rest) == 0 {
-		if a.err != nil {
-			return 0, a.err
-		}
-		if a.buffer != nil {
-			a.idle <- a.buffer
-			a.buffer = nil
-		}
-		c, ok := <-a.chunks
-		if !ok {
-			return 0, io.ErrUnexpectedEOF
-		}
-		a.rest, a.err = c.data, c.err
-		if c.err == nil {
-			a.buffer = c.data[:cap(c.data)]
-		}
+// next gives what follows in the file. It is valid until the next call.
+func (a *ahead) next() ([]byte, error) {
+	if a.err != nil {
+		return nil, a.err
 	}
-	n := copy(p, a.rest)
-	a.rest = a.rest[n:]
-	return n, nil
+	if a.lent != nil {
+		a.idle <- a.lent[:cap(a.lent)]
+		a.lent = nil
+	}
+	c, ok := <-a.chunks
+	if !ok {
+		return nil, io.ErrUnexpectedEOF
+	}
+	a.err = c.err
+	if c.err == nil {
+		a.lent = c.data
+	}
+	if len(c.data) == 0 {
+		return nil, c.err
+	}
+	return c.data, nil
 }

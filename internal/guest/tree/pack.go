@@ -23,8 +23,7 @@ import (
 	"syscall"
 )
 
-// copyBuffer is the size of one read or write of file contents, in bytes: small enough for
-// reading the next part and sending the last to overlap.
+// copyBuffer is the size of one read or write of a small file's contents, in bytes.
 const copyBuffer = 128 << 10
 
 // Skipped is the error of a copy that is whole except for the entries it names, which are
@@ -185,7 +184,7 @@ func (p *packer) addFile(name string, hdr *tar.Header, fi fs.FileInfo) error {
 		return err
 	}
 	if hdr.Size < streamed {
-		return p.copy(name, f, hdr.Size)
+		return p.copy(name, &plain{f, p.buf}, hdr.Size)
 	}
 	r, stop, err := readAhead(f, p.direct)
 	if err != nil {
@@ -195,34 +194,60 @@ func (p *packer) addFile(name string, hdr *tar.Header, fi fs.FileInfo) error {
 	return p.copy(name, r, hdr.Size)
 }
 
+// contents are those of a file, part by part; each is valid until the next is asked for.
+type contents interface {
+	next() ([]byte, error)
+}
+
+// plain are contents that are read when they are asked for.
+type plain struct {
+	f   *os.File
+	buf []byte
+}
+
+func (p *plain) next() ([]byte, error) {
+	n, err := p.f.Read(p.buf)
+	return p.buf[:n], err
+}
+
 // copy sends exactly size bytes: a file that grows is cut, one that shrinks is filled up
 // with zeros and reported.
-func (p *packer) copy(name string, f io.Reader, size int64) error {
-	short := false
+func (p *packer) copy(name string, from contents, size int64) error {
 	for size > 0 {
-		buf := p.buf[:min(size, int64(len(p.buf)))]
-		n := len(buf)
-		if short {
-			clear(buf)
-		} else {
-			var err error
-			n, err = f.Read(buf)
-			if err == io.EOF {
-				p.skip(name, "shrank while it was read")
-				short = true
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("read: %w", cmp.Or(errors.Unwrap(err), err)) // no PathError: the entry has begun
-			}
+		part, err := from.next()
+		if err == io.EOF {
+			p.skip(name, "shrank while it was read")
+			return p.fill(size)
 		}
-		if _, err := p.tar.Write(buf[:n]); err != nil {
+		if err != nil {
+			return fmt.Errorf("read: %w", cmp.Or(errors.Unwrap(err), err)) // no PathError: the entry has begun
+		}
+		part = part[:min(size, int64(len(part)))]
+		if err := p.send(part); err != nil {
 			return err
 		}
-		size -= int64(n)
-		if p.progress != nil {
-			p.progress(int64(n))
+		size -= int64(len(part))
+	}
+	return nil
+}
+
+// fill sends size zeros.
+func (p *packer) fill(size int64) error {
+	clear(p.buf)
+	for ; size > 0; size -= min(size, int64(len(p.buf))) {
+		if err := p.send(p.buf[:min(size, int64(len(p.buf)))]); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (p *packer) send(part []byte) error {
+	if _, err := p.tar.Write(part); err != nil {
+		return err
+	}
+	if p.progress != nil {
+		p.progress(int64(len(part)))
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package tree
 import (
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,11 +12,17 @@ const (
 	// streamed is the size from which a file is read and written at the same time.
 	streamed = 4 << 20
 
-	// streamBuffer is the size of one such write, in bytes: a direct one waits for the disk.
-	streamBuffer = 1 << 20
+	// directBuffer is the size of one direct read or write of such a file, in bytes: each
+	// waits for the disk.
+	directBuffer = 2 << 20
+
+	// cachedBuffer is the size of one that goes through the page cache. The kernel takes
+	// larger pages for larger writes, and those are the ones that a host which is itself a
+	// virtual machine may have to fetch first.
+	cachedBuffer = 256 << 10
 
 	// inFlight is how many buffers a streamed file has between reader and writer.
-	inFlight = 4
+	inFlight = 3
 
 	// directAlign is what offsets, lengths and addresses of direct writes are multiples
 	// of: the largest logical block of common disks.
@@ -26,14 +33,12 @@ const (
 // full buffers go past the page cache: under software translation the guest's copy into it
 // is what costs most, and the host has a page cache of its own.
 func stream(f *os.File, r io.Reader, n int64, direct bool, progress func(int64)) error {
-	buffers, free, err := mapBuffers()
+	direct = reserve(f, n) && direct && setDirect(f, true) == nil
+	buffers, free, err := mapBuffers(direct)
 	if err != nil {
 		return err
 	}
 	defer free()
-	if direct {
-		direct = reserve(f, n) && setDirect(f, true) == nil
-	}
 	idle, full, failed := make(chan []byte, inFlight), make(chan []byte, inFlight), make(chan error, 1)
 	for _, b := range buffers {
 		idle <- b
@@ -78,20 +83,25 @@ func feed(r io.Reader, n int64, idle <-chan []byte, full chan<- []byte, failed <
 	return nil
 }
 
-// mapBuffers returns buffers at addresses that direct writes can use.
-func mapBuffers() (buffers [][]byte, free func(), err error) {
-	all, err := unix.Mmap(-1, 0, inFlight*streamBuffer, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+// mapBuffers returns buffers, for direct I/O at addresses that it can use.
+func mapBuffers(direct bool) (buffers [][]byte, free func(), err error) {
+	size := cachedBuffer
+	if direct {
+		size = directBuffer
+	}
+	all, err := unix.Mmap(-1, 0, inFlight*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("mmap", err)
 	}
-	for i := range inFlight {
-		buffers = append(buffers, all[i*streamBuffer:(i+1)*streamBuffer:(i+1)*streamBuffer])
+	for b := range slices.Chunk(all, size) {
+		buffers = append(buffers, b)
 	}
 	return buffers, func() { unix.Munmap(all) }, nil
 }
 
 // reserve allocates the file's blocks, without which a direct write would have to extend
-// the file each time. It tells whether the filesystem could.
+// the file each time, and ext4 would begin to write out a file that only the page cache
+// has as soon as it is renamed over another. It tells whether the filesystem could.
 func reserve(f *os.File, n int64) bool {
 	return unix.Fallocate(int(f.Fd()), 0, 0, n) == nil
 }
