@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 
+	"banger/internal/guest/channel"
 	"banger/internal/guest/proto"
 )
 
@@ -36,7 +37,9 @@ func Splice(client *net.UnixConn, stream *Stream) {
 	stream.Close()
 }
 
-const spliceBuffer = 64 << 10
+// spliceBuffer is the size of one read from either side, in bytes: whole records, for a
+// small rest would cost the guest nearly as much as a full one.
+const spliceBuffer = 4 * channel.Chunk
 
 func toAgent(stream *Stream, client *net.UnixConn) {
 	buf := make([]byte, spliceBuffer)

@@ -17,6 +17,12 @@ const never = 10 * 365 * 24 * time.Hour
 // a reader who stalls can cost.
 const window = 4 << 20
 
+// muxHeader is the length of the mux's own header of a message.
+const muxHeader = 12
+
+// Chunk is how many bytes of a stream one record carries.
+const Chunk = maxPayload - muxHeader
+
 // Mux carries many streams on one Conn. Both ends may open them.
 type Mux struct{ s *yamux.Session }
 
