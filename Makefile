@@ -35,6 +35,10 @@ build: ## build the three programs into build/bin
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION) -X main.checkout=$(CURDIR)' -o $(BIN)/bangerd ./cmd/bangerd
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o $(BIN)/banger ./cmd/banger
 
+build-faults: ## build the programs that can be told to fail or die at any step, for tests
+	@mkdir -p $(BIN)-faults
+	$(GO) build -trimpath -tags faults -ldflags '-X main.version=$(VERSION) -X main.checkout=$(CURDIR)' -o $(BIN)-faults/ ./cmd/bangerd ./cmd/banger
+
 runtime: deps build ## build what the runtime bundle in ./runtime lacks
 	@$(SCRATCH) $(BIN)/banger runtime build; status=$$?; $(SCRATCH) $(BIN)/banger daemon stop; exit $$status
 
@@ -47,4 +51,4 @@ bench-long: deps build runtime ## the measurements that take long: 200 starts, h
 clean: ## remove what was built, but not the runtime bundle
 	rm -rf build $(AGENT)
 
-.PHONY: help demo test check deps build runtime bench bench-long clean
+.PHONY: help demo test check deps build build-faults runtime bench bench-long clean

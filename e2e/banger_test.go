@@ -48,6 +48,7 @@ const limit = 4 * time.Minute
 // banger is one banger of a test's.
 type banger struct {
 	t     *testing.T
+	bin   string // directory of its programs
 	state string
 	env   []string
 }
@@ -63,7 +64,7 @@ func newBanger(t *testing.T) *banger {
 
 func bangerIn(t *testing.T, state string) *banger {
 	t.Helper()
-	b := &banger{t: t, state: state, env: append(os.Environ(), "BANGER_STATE_DIR="+state, "XDG_CONFIG_HOME="+t.TempDir(), "BANGER_SOCKET=")}
+	b := &banger{t: t, bin: bin, state: state, env: append(os.Environ(), "BANGER_STATE_DIR="+state, "XDG_CONFIG_HOME="+t.TempDir(), "BANGER_SOCKET=")}
 	t.Cleanup(b.close)
 	return b
 }
@@ -85,12 +86,21 @@ func (b *banger) close() {
 	if left, err := os.ReadDir(filepath.Join(b.state, "vms")); err == nil && len(left) > 0 {
 		t.Errorf("directories left behind: %v", left)
 	}
+	b.census()
 	b.ok("daemon", "stop")
 	if left := b.processes(""); left != nil {
 		t.Errorf("processes left behind: %q", left)
 	}
 	if sockets := b.sockets(); sockets != nil {
 		t.Errorf("sockets left behind: %v", sockets)
+	}
+}
+
+// census asks banger itself what is on the host that should not be, and the reverse.
+func (b *banger) census() {
+	b.t.Helper()
+	if r := b.run("", "system", "census"); r.code != 0 || r.out != "" {
+		b.t.Errorf("the census finds, with exit code %d:\n%s%s", r.code, r.out, r.err)
 	}
 }
 
@@ -144,7 +154,7 @@ type result struct {
 func (b *banger) command(args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	b.t.Cleanup(cancel)
-	c := exec.CommandContext(ctx, filepath.Join(bin, "banger"), args...)
+	c := exec.CommandContext(ctx, filepath.Join(b.bin, "banger"), args...)
 	c.Env = b.env
 	return c
 }
@@ -220,6 +230,23 @@ func (b *banger) inspect(name string) api.VM {
 	return vms[0]
 }
 
+// list returns all VMs by name, as the daemon shows them.
+func (b *banger) list() map[string]api.VM {
+	b.t.Helper()
+	var vms []api.VM
+	if err := json.Unmarshal([]byte(b.ok("ls", "--json")), &vms); err != nil {
+		b.t.Fatalf("ls --json: %v", err)
+	}
+	byName := map[string]api.VM{}
+	for _, v := range vms {
+		byName[v.Name] = v
+	}
+	return byName
+}
+
+// client is a client of the banger's daemon, which has to run.
+func (b *banger) client() *api.Client { return api.New(filepath.Join(b.state, "bangerd.sock")) }
+
 // eventually waits until what happens elsewhere has happened.
 func eventually(t *testing.T, what string, happened func() bool) {
 	t.Helper()
@@ -238,7 +265,7 @@ func eventually(t *testing.T, what string, happened func() bool) {
 // daemonPID is the process id of the running daemon.
 func (b *banger) daemonPID() int {
 	b.t.Helper()
-	d, err := api.New(filepath.Join(b.state, "bangerd.sock")).Daemon(b.t.Context())
+	d, err := b.client().Daemon(b.t.Context())
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -246,15 +273,17 @@ func (b *banger) daemonPID() int {
 }
 
 // killDaemon ends the daemon as a crash would, and waits until it is gone.
-func (b *banger) killDaemon() {
+func (b *banger) killDaemon() { b.signal(b.daemonPID(), unix.SIGKILL) }
+
+// signal sends a process a signal that ends it, and waits until it is gone.
+func (b *banger) signal(pid int, sig unix.Signal) {
 	b.t.Helper()
-	pid := b.daemonPID()
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
 		b.t.Fatal(err)
 	}
 	for { // readable once the process has ended and closed its files
@@ -263,7 +292,7 @@ func (b *banger) killDaemon() {
 			continue
 		}
 		if n != 1 {
-			b.t.Fatalf("the daemon does not end: %v", err)
+			b.t.Fatalf("process %d does not end: %v", pid, err)
 		}
 		return
 	}

@@ -157,7 +157,7 @@ func (s *Server) show(v vm.VM) api.VM {
 	if v.StartTook > 0 {
 		out.Start = &api.Start{Kind: "cold", MS: v.StartTook.Milliseconds()}
 	}
-	if v.Machine != nil {
+	if v.Machine != nil && v.State.HasMachine() {
 		out.PID, out.Accel = v.Machine.Process.PID, string(v.Machine.Accel)
 	}
 	if out.Accel == string(hypervisor.TCG) {

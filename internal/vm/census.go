@@ -137,7 +137,8 @@ func (m *Manager) lacking(r row, found []Finding) (lack []Finding) {
 			add("disk", r.Disk.Path)
 		}
 	}
-	if live, _ := r.has(KindMachine); live && !there("process") {
+	// In other states it may have ended already, though the row that it had is left.
+	if live, _ := r.has(KindMachine); live && (r.State == Running || r.State == Paused) && !there("process") {
 		add("machine", "of VM "+r.Name)
 	}
 	return lack

@@ -19,13 +19,18 @@ func (m *Manager) Delete(ctx context.Context, id string, force bool) error {
 		return errs.New(errs.Conflict, "VM %s is %s", v.Name, v.State).
 			Try("stop it first, or remove it as it is: banger rm -f %s", v.Name)
 	}
-	return m.remove(context.WithoutCancel(ctx), id, "rm")
+	if err := m.remove(context.WithoutCancel(ctx), id, "rm"); err != nil {
+		m.mend(ctx, id, err)
+		return err
+	}
+	return nil
 }
 
 // remove takes away everything of a VM, its row last. It serves deletion, the rollback of
 // a creation and recovery alike; what is not there is passed over. The VM's lock is held.
 func (m *Manager) remove(ctx context.Context, id, cause string) error {
-	v, err := m.update(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") })
+	v, err := m.update(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") },
+		Change{KindDisk, Pending}, Change{KindDirectory, Pending})
 	if errs.KindOf(err) == errs.NotFound {
 		return nil
 	}

@@ -72,6 +72,7 @@ func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wa
 	if v, err = m.boot(ctx, o, v, begin, wait); err == nil {
 		return v, nil
 	}
+	m.mend(ctx, id, err)
 	if !keepForReading(err) && was == Stopped { // nothing ran: the VM is what it was
 		return v, err
 	}
@@ -115,7 +116,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	if _, err = m.update(ctx, v.ID, "launched", func(x *VM) error {
 		x.Machine = &rec
 		return nil
-	}, Change{KindMachine, Live}); err != nil {
+	}, Change{KindMachine, Live}, Change{KindDisk, Live}, Change{KindDirectory, Live}); err != nil {
 		return v, err
 	}
 
@@ -133,16 +134,16 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		}
 		took = time.Since(begin)
 	}
-	v, err = m.update(ctx, v.ID, "started", func(x *VM) error {
+	started, err := m.update(ctx, v.ID, "started", func(x *VM) error {
 		x.StartedAt, x.StartTook = time.Now().UTC(), took
 		return x.To(Running, "")
 	})
 	if err != nil {
-		return v, err
+		return v, err // v as it is: the undo needs it
 	}
 	u.Disarm()
 	m.watch(v.ID, r)
-	return v, nil
+	return started, nil
 }
 
 // ready returns once the guest has answered and has its identity.

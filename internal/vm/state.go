@@ -26,7 +26,7 @@ var transitions = map[State][]State{
 	Creating: {Running, Stopped, Failed, Deleting},
 	Running:  {Paused, Stopping, Stopped, Failed, Deleting},
 	Paused:   {Running, Stopping, Stopped, Failed, Deleting},
-	Stopping: {Stopped, Failed, Deleting},
+	Stopping: {Running, Stopped, Failed, Deleting},
 	Stopped:  {Running, Failed, Deleting},
 	Failed:   {Running, Stopped, Deleting},
 	Deleting: {Failed},

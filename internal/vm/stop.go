@@ -16,12 +16,17 @@ const StopLimit = 60 * time.Second
 
 // Stop powers the VM off: its guest is asked, and killed if it takes longer than limit.
 // The disk stays. A VM that is to be removed when it stops is removed.
-func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit time.Duration) (VM, error) {
+func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit time.Duration) (v VM, err error) {
 	v, unlock, err := m.lock(ctx, id, "stopped")
 	if err != nil {
 		return VM{}, err
 	}
 	defer unlock()
+	defer func() {
+		if err != nil {
+			m.mend(ctx, id, err)
+		}
+	}()
 	if v.State == Stopped {
 		return v, nil
 	}
@@ -164,6 +169,8 @@ func (m *Manager) ended(id string, r *running) error {
 		state = Stopped
 	}
 	m.Log.Info("machine ended", "vm", id, "name", v.Name, "reason", exit.Reason)
-	_, err = m.settle(ctx, v, state, exit.Reason)
+	if _, err = m.settle(ctx, v, state, exit.Reason); err != nil {
+		m.mend(ctx, id, err)
+	}
 	return err
 }
