@@ -26,26 +26,41 @@ var migrations embed.FS
 
 // Store is an open database. It implements vm.Store.
 type Store struct {
-	db    *sql.DB
-	now   func() time.Time
-	fresh bool // Open made the file
+	db      *sql.DB
+	now     func() time.Time
+	fresh   bool // Open made the file
+	reserve reserve
 	news
 }
 
 // Open opens the database file at path, making it if there is none, and brings its schema
 // up to date. errs.Conflict if a newer banger has changed it.
 func Open(ctx context.Context, path string) (*Store, error) {
+	room := reserve(path + "-reserve")
+	s, err := attempt(ctx, path, room)
+	if isFull(err) {
+		room.spend()
+		s, err = attempt(ctx, path, room)
+	}
+	if err == nil {
+		room.lay()
+	}
+	return s, err
+}
+
+func attempt(ctx context.Context, path string, room reserve) (*Store, error) {
 	// A commit is on the disk when it returns (synchronous=FULL with a WAL); the
 	// pragmas hold for each connection.
 	db, err := sql.Open("sqlite", "file:"+escape(path)+"?_txlock=immediate"+
-		"&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(ON)")
+		"&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(ON)"+
+		fmt.Sprintf("&_pragma=wal_autocheckpoint(%d)", checkpointPages))
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	// One writer at a time is all SQLite has, and readers are quick: a second
 	// connection would only cost its page cache.
 	db.SetMaxOpenConns(1)
-	s := &Store{db: db, now: time.Now}
+	s := &Store{db: db, now: time.Now, reserve: room}
 	err = s.migrate(ctx)
 	if err == nil {
 		err = s.check(ctx)
@@ -100,7 +115,19 @@ func (s *Store) migrate(ctx context.Context) error {
 	})
 }
 
+// tx does something in a transaction; on a full disk, after making room, once more.
 func (s *Store) tx(ctx context.Context, do func(*sql.Tx) error) error {
+	err := s.try(ctx, do)
+	if isFull(err) {
+		if s.makeRoom(ctx) == nil {
+			err = s.try(ctx, do)
+		}
+		s.reserve.lay()
+	}
+	return err
+}
+
+func (s *Store) try(ctx context.Context, do func(*sql.Tx) error) error {
 	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
@@ -134,7 +161,8 @@ func (s *Store) insert(ctx context.Context, v vm.VM, cause string, status vm.Sta
 	if err != nil {
 		return err
 	}
-	return s.tx(ctx, func(tx *sql.Tx) error {
+	// The reserve is for removing VMs, not for more of them.
+	return s.try(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO vms (id, name, state, doc) VALUES (?, ?, ?, ?)", v.ID, v.Name, v.State, string(doc))
 		if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
 			return errs.New(errs.Conflict, "there is a VM %s already", v.Name).Try("choose another name, or: banger rm %s", v.Name)
@@ -247,6 +275,7 @@ func change(ctx context.Context, tx *sql.Tx, id string, c vm.Change) (err error)
 
 // Delete implements vm.Store.
 func (s *Store) Delete(ctx context.Context, id, cause string, gone ...vm.Kind) error {
+	defer s.reserve.lay() // in the room that the VM has left
 	return s.tx(ctx, func(tx *sql.Tx) error {
 		v, err := get(ctx, tx, id)
 		if err != nil {

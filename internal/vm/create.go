@@ -62,9 +62,10 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	o.About(v.ID)
 
 	var u undo.Stack
+	id := v.ID // v is nothing after a step that failed
 	fail := func(err error) (VM, error) {
 		if undone := u.Rollback(ctx); undone != nil {
-			m.markFailed(ctx, v.ID, errors.Join(err, undone))
+			m.markFailed(ctx, id, errors.Join(err, undone))
 		}
 		return VM{}, err
 	}
@@ -107,7 +108,7 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	}
 	if keepForReading(err) && spec.Lease == "" && !spec.AutoRemove && ctx.Err() == nil {
 		u.Disarm()
-		m.markFailed(ctx, v.ID, err)
+		m.markFailed(ctx, id, err)
 		return v, err
 	}
 	return fail(err)
