@@ -167,6 +167,11 @@ func (c *Client) VMs(ctx context.Context) (vms []VM, err error) {
 	return vms, c.call(ctx, "GET", "/v1/vms", nil, &vms)
 }
 
+// VMsUp lists the VMs that are not stopped, by name.
+func (c *Client) VMsUp(ctx context.Context) (vms []VM, err error) {
+	return vms, c.call(ctx, "GET", "/v1/vms?up=true", nil, &vms)
+}
+
 // VM returns the VM that ref names: a name, an id, or a unique prefix of either.
 func (c *Client) VM(ctx context.Context, ref string) (vm VM, err error) {
 	return vm, c.call(ctx, "GET", vmPath(ref, ""), nil, &vm)

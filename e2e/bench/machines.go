@@ -72,7 +72,7 @@ func coldRun(b *bench) ([]Figure, error) {
 	ours, bare, err := inTurn(n, func() error {
 		_, err := b.banger("run", "--rm", "--image", "tiny", "--", "true")
 		return err
-	}, m.untilReady)
+	}, func() error { return m.untilReady(func(*exec.Cmd) error { return nil }) })
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ type byHand struct {
 // machineByHand takes the command line from a VM that runs.
 func (b *bench) machineByHand() (*byHand, error) {
 	m := &byHand{dir: filepath.Join(b.scratch, "by-hand")}
-	if err := os.Mkdir(m.dir, 0o700); err != nil {
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, err
 	}
 	err := b.withVM(func(name string) error {
@@ -118,8 +118,8 @@ func (b *bench) machineByHand() (*byHand, error) {
 	return m, err
 }
 
-// untilReady starts the machine and ends it at the first byte on its channel.
-func (m *byHand) untilReady() error {
+// untilReady starts the machine, calls then at the first byte on its channel, and ends it.
+func (m *byHand) untilReady(then func(*exec.Cmd) error) error {
 	if _, err := (qcow2.Driver{}).Clone(context.Background(), m.base, disk.Spec{Dir: m.dir}); err != nil {
 		return err
 	}
@@ -161,8 +161,10 @@ func (m *byHand) untilReady() error {
 	if err := conn.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		return err
 	}
-	_, err = io.ReadFull(conn, make([]byte, 1))
-	return err
+	if _, err = io.ReadFull(conn, make([]byte, 1)); err != nil {
+		return err
+	}
+	return then(c)
 }
 
 // idleCPU measures what an idle VM takes of a core.

@@ -45,6 +45,7 @@ func run(out string, long bool, only string) (err error) {
 	all := []measurement{
 		{"disk_create", diskCreate}, {"cold_run", coldRun}, {"exec", execRatio}, {"cp", cpRatio},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
+		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}}

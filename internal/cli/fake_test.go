@@ -112,7 +112,9 @@ func (f *fake) routes() http.Handler {
 		return api.Daemon{Version: "fake-1", PID: os.Getpid(), StartedAt: time.Now(), StateDir: f.root, Socket: f.socket, VMs: len(f.vms)}, nil
 	})
 	handle("POST /v1/daemon/stop", func(*http.Request) (any, *api.Error) { close(f.done); return nil, nil })
-	handle("GET /v1/vms", func(*http.Request) (any, *api.Error) { return f.list(), nil })
+	handle("GET /v1/vms", func(r *http.Request) (any, *api.Error) {
+		return slices.DeleteFunc(f.list(), func(vm api.VM) bool { return r.FormValue("up") == "true" && vm.State == api.StateStopped }), nil
+	})
 	handle("GET /v1/vms/{ref}", func(r *http.Request) (any, *api.Error) { return f.find(r.PathValue("ref")) })
 	handle("POST /v1/vms", f.create)
 	handle("POST /v1/vms/{ref}/start", f.onVM("start", func(vm *api.VM, _ *http.Request) *api.Error { return f.up(vm) }))

@@ -33,16 +33,16 @@ func (a *app) lsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			vms, err := client.VMs(cmd.Context())
+			list := client.VMsUp
+			if all || asJSON {
+				list = client.VMs
+			}
+			listed, err := list(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return a.json(append([]api.VM{}, vms...))
-			}
-			listed := vms
-			if !all {
-				listed = up(vms)
+				return a.json(append([]api.VM{}, listed...))
 			}
 			if quiet {
 				for _, vm := range listed {
@@ -53,8 +53,14 @@ func (a *app) lsCommand() *cobra.Command {
 			if format != "" {
 				return a.formatted(line, listed)
 			}
-			if n := len(vms) - len(listed); n > 0 && isTerminal(a.Stderr) {
-				defer a.note("%d stopped not shown; `banger ls -a` shows all", n)
+			if !all && isTerminal(a.Stderr) {
+				d, err := client.Daemon(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if n := d.VMs - len(listed); n > 0 {
+					defer a.note("%d stopped not shown; `banger ls -a` shows all", n)
+				}
 			}
 			return a.table(vmRows(listed, time.Now()))
 		},
@@ -82,17 +88,6 @@ func (a *app) formatted(line *template.Template, vms []api.VM) error {
 	}
 	a.print("%s", text.String())
 	return nil
-}
-
-// up leaves out the stopped VMs.
-func up(vms []api.VM) []api.VM {
-	var list []api.VM
-	for _, vm := range vms {
-		if vm.State != api.StateStopped {
-			list = append(list, vm)
-		}
-	}
-	return list
 }
 
 func vmRows(vms []api.VM, now time.Time) [][]string {

@@ -20,14 +20,18 @@ type ByRef struct {
 
 func (s *Server) vmRoutes(a huma.API) {
 	huma.Register(a, route("GET", "/v1/vms", "list-vms", "List VMs"),
-		func(ctx context.Context, _ *none) (*reply[[]api.VM], error) {
+		func(ctx context.Context, in *struct {
+			Up bool `query:"up" doc:"Leave out those that are stopped"`
+		}) (*reply[[]api.VM], error) {
 			vms, err := s.VMs.List(ctx)
 			if err != nil {
 				return nil, toAPI(err)
 			}
 			out := make([]api.VM, 0, len(vms))
 			for _, v := range vms {
-				out = append(out, s.show(v))
+				if !in.Up || v.State != vm.Stopped {
+					out = append(out, s.show(v))
+				}
 			}
 			return &reply[[]api.VM]{out}, nil
 		})

@@ -30,6 +30,7 @@ type Store struct {
 	now     func() time.Time
 	fresh   bool // Open made the file
 	reserve reserve
+	list    cache
 	news
 }
 
@@ -128,6 +129,7 @@ func (s *Store) tx(ctx context.Context, do func(*sql.Tx) error) error {
 }
 
 func (s *Store) try(ctx context.Context, do func(*sql.Tx) error) error {
+	defer s.list.drop() // whatever became of it
 	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
@@ -210,6 +212,10 @@ func decode(doc string) (v vm.VM, err error) {
 
 // List implements vm.Store.
 func (s *Store) List(ctx context.Context) ([]vm.VM, error) {
+	return s.list.get(func() ([]vm.VM, error) { return s.readAll(ctx) })
+}
+
+func (s *Store) readAll(ctx context.Context) ([]vm.VM, error) {
 	rows, err := s.db.QueryContext(ctx, "SELECT doc FROM vms ORDER BY name")
 	if err != nil {
 		return nil, fmt.Errorf("list VMs: %w", err)

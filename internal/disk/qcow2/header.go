@@ -160,9 +160,13 @@ func ReadHeader(path string) (Header, error) {
 	return parse(f, info.Size())
 }
 
+// headBytes is what is read of the first cluster: the base's name, which both QEMU and we
+// write close behind the fixed part, lies in it. Lists of many disks read it of each.
+const headBytes = 4 << 10
+
 // parse is ReadHeader on a file of the given length in bytes.
 func parse(r io.ReaderAt, fileBytes int64) (Header, error) {
-	first := make([]byte, min(clusterBytes, max(fileBytes, 0)))
+	first := make([]byte, min(headBytes, max(fileBytes, 0)))
 	if _, err := r.ReadAt(first, 0); err != nil {
 		return Header{}, err
 	}
