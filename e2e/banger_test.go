@@ -286,13 +286,19 @@ func (b *banger) signal(pid int, sig unix.Signal) {
 	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
 		b.t.Fatal(err)
 	}
+	b.ends(fd)
+}
+
+// ends waits for the end of the process of a pidfd.
+func (b *banger) ends(fd int) {
+	b.t.Helper()
 	for { // readable once the process has ended and closed its files
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(limit.Milliseconds()))
 		if err == unix.EINTR {
 			continue
 		}
 		if n != 1 {
-			b.t.Fatalf("process %d does not end: %v", pid, err)
+			b.t.Fatalf("a process does not end: %v", err)
 		}
 		return
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"banger/api"
 )
 
@@ -16,6 +18,7 @@ import (
 type faulty struct {
 	*banger
 	orders string // the file with what it is to do
+	dying  int    // a pidfd of the daemon that is to die, if one ran when it was told so
 }
 
 func newFaulty(t *testing.T) *faulty {
@@ -29,7 +32,7 @@ func newFaulty(t *testing.T) *faulty {
 		t.Fatalf("make build-faults: %v\n%s", err, out)
 	}
 	b.bin = filepath.Join(root, "build", "bin-faults")
-	f := &faulty{b, filepath.Join(t.TempDir(), "orders")}
+	f := &faulty{banger: b, orders: filepath.Join(t.TempDir(), "orders")}
 	b.env = append(b.env, "BANGER_FAULTS="+f.orders)
 	return f
 }
@@ -37,6 +40,11 @@ func newFaulty(t *testing.T) *faulty {
 // order has the nth step from now on fail, or kill the daemon.
 func (f *faulty) order(how string, n int) {
 	f.t.Helper()
+	if d, err := f.client().Daemon(f.t.Context()); err == nil && how == "kill" {
+		if f.dying, err = unix.PidfdOpen(d.PID, 0); err != nil {
+			f.t.Fatal(err)
+		}
+	}
 	if err := os.WriteFile(f.orders, []byte(how+" "+strconv.Itoa(n)+"\n"), 0o600); err != nil {
 		f.t.Fatal(err)
 	}
@@ -54,7 +62,15 @@ func (f *faulty) settle() (steps []string, struck bool) {
 		f.t.Fatal(err)
 	}
 	order, passed, _ := strings.Cut(string(text), "\n")
-	return strings.Fields(strings.ReplaceAll(passed, " ", "_")), order == ""
+	struck = order == ""
+	if f.dying > 0 {
+		if struck { // its socket may outlive its connections for a moment
+			f.ends(f.dying)
+		}
+		unix.Close(f.dying)
+		f.dying = 0
+	}
+	return strings.Fields(strings.ReplaceAll(passed, " ", "_")), struck
 }
 
 // stepped is a verb that is cut short at each of its steps. The verbs follow each other:

@@ -29,7 +29,8 @@ func (m *Manager) Delete(ctx context.Context, id string, force bool) error {
 // remove takes away everything of a VM, its row last. It serves deletion, the rollback of
 // a creation and recovery alike; what is not there is passed over. The VM's lock is held.
 func (m *Manager) remove(ctx context.Context, id, cause string) error {
-	v, err := m.update(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") },
+	// Without a copy in its directory, which goes next.
+	v, err := m.Store.Update(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") },
 		Change{KindDisk, Pending}, Change{KindDirectory, Pending})
 	if errs.KindOf(err) == errs.NotFound {
 		return nil
@@ -37,12 +38,12 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	if err != nil {
 		return err
 	}
-	err = m.removeMachine(ctx, v)
+	err = m.endMachine(ctx, v)
 	if err == nil { // a machine that still runs needs its files
 		err = errors.Join(m.Disks.Remove(ctx, m.dir(id)), m.Dirs.Remove(id))
 	}
 	if err == nil {
-		err = m.Store.Delete(ctx, id, cause, KindDisk, KindDirectory)
+		err = m.Store.Delete(ctx, id, cause, KindMachine, KindDisk, KindDirectory)
 	}
 	if err != nil {
 		m.markFailed(ctx, id, err)
@@ -53,6 +54,18 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 
 // removeMachine ends the VM's machine, if it has one, and forgets it. The VM's lock is held.
 func (m *Manager) removeMachine(ctx context.Context, v VM) error {
+	if err := m.endMachine(ctx, v); err != nil {
+		return err
+	}
+	_, err := m.update(ctx, v.ID, "machine removed", func(x *VM) error {
+		x.Machine = nil
+		return nil
+	}, Change{KindMachine, Gone})
+	return err
+}
+
+// endMachine ends the VM's machine, if it has one, and leaves nothing of it but its row.
+func (m *Manager) endMachine(ctx context.Context, v VM) error {
 	m.mu.Lock()
 	r := m.running[v.ID]
 	delete(m.running, v.ID)
@@ -62,14 +75,7 @@ func (m *Manager) removeMachine(ctx context.Context, v VM) error {
 		err = r.machine.Kill(ctx)
 		err = errors.Join(err, r.close())
 	}
-	if err = errors.Join(err, m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine)); err != nil {
-		return err
-	}
-	_, err = m.update(ctx, v.ID, "machine removed", func(x *VM) error {
-		x.Machine = nil
-		return nil
-	}, Change{KindMachine, Gone})
-	return err
+	return errors.Join(err, m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine))
 }
 
 // markFailed records why a VM can't go on. Failing to record it leaves the VM in a state
