@@ -21,6 +21,9 @@ demo: deps build runtime ## set up what is missing, then run a command in a fres
 test: deps build runtime check ## set up what is missing, then pass every test, VMs included
 	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 15m ./...
 
+test-long: deps build runtime ## what takes long: 200 crashes of the daemon among random verbs
+	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 15m -v -run TestRandomVerbsAndCrashes ./e2e -rounds 200
+
 check: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
 	go vet ./...
@@ -51,4 +54,4 @@ bench-long: deps build runtime ## the measurements that take long: 200 starts, h
 clean: ## remove what was built, but not the runtime bundle
 	rm -rf build $(AGENT)
 
-.PHONY: help demo test check deps build build-faults runtime bench bench-long clean
+.PHONY: help demo test test-long check deps build build-faults runtime bench bench-long clean

@@ -158,3 +158,59 @@ func TestRefusedFiles(t *testing.T) {
 		t.Error("garbage was opened")
 	}
 }
+
+func TestListsAreNeverOld(t *testing.T) {
+	s, ctx := fresh(t), t.Context()
+	names := func() (all string) {
+		vms, err := s.List(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range vms {
+			all += v.Name + " " + string(v.State) + ";"
+			vms[i].Name = "the caller's own"
+		}
+		return all
+	}
+	step := func(want string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // read, and as it is kept
+			if got := names(); got != want {
+				t.Errorf("listed %q, want %q", got, want)
+			}
+		}
+	}
+	step("", nil)
+	step("b creating;", s.Create(ctx, vm.VM{ID: "0123456789ab", Name: "b", State: vm.Creating}))
+	step("a creating;b creating;", s.Create(ctx, vm.VM{ID: "ba9876543210", Name: "a", State: vm.Creating}))
+	_, err := s.Update(ctx, "ba9876543210", "made", func(v *vm.VM) error { return v.To(vm.Stopped, "") })
+	step("a stopped;b creating;", err)
+	step("a stopped;", s.Delete(ctx, "0123456789ab", "rm"))
+}
+
+func TestTheReserveIsLaidAndSpent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	s := open(t, path)
+	size := func() int64 {
+		info, err := os.Stat(path + "-reserve")
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	if size() != mostReserve {
+		t.Errorf("a new database has a reserve of %d bytes", size())
+	}
+	if err := s.makeRoom(t.Context()); err != nil || size() != 0 {
+		t.Errorf("after making room %d bytes are left, %v", size(), err)
+	}
+	if err := s.Create(t.Context(), vm.VM{ID: "0123456789ab", Name: "a", State: vm.Creating}); err != nil || size() != 0 {
+		t.Errorf("a new VM laid %d bytes, %v", size(), err)
+	}
+	if err := s.Delete(t.Context(), "0123456789ab", "rm"); err != nil || size() != mostReserve {
+		t.Errorf("after a removal the reserve has %d bytes, %v", size(), err)
+	}
+}
