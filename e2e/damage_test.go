@@ -216,3 +216,25 @@ func (b *banger) remount(flags uintptr) {
 		b.t.Fatal(err)
 	}
 }
+
+// A daemon whose state directory vanishes ends, and its VMs run on until it is back.
+func TestAStateDirectoryThatVanishes(t *testing.T) {
+	b := newBanger(t)
+	b.vm("--name", "runs", "--wait", "agent")
+	pid, daemon := b.inspect("runs").PID, b.daemonPID()
+	fd, err := unix.PidfdOpen(daemon, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := os.Rename(b.state, b.state+".gone"); err != nil {
+		t.Fatal(err)
+	}
+	b.ends(fd)
+	if err := os.Rename(b.state+".gone", b.state); err != nil {
+		t.Fatal(err)
+	}
+	if v := b.consistent()["runs"]; v.State != api.StateRunning || v.PID != pid {
+		t.Errorf("%+v was process %d", v, pid)
+	}
+}

@@ -221,7 +221,15 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(d.opts.Config.Socket) // a client that comes now starts another daemon
+	own, err := os.Lstat(d.opts.Config.Socket)
+	if err != nil {
+		return err
+	}
+	defer func() { // a client that comes now starts another daemon
+		if isAt(own, d.opts.Config.Socket) {
+			os.Remove(d.opts.Config.Socket)
+		}
+	}()
 	huma.NewError = server.NewError
 	s := server.Server{
 		VMs: d.vms, Ops: d.ops, Library: d.library, Daemon: d.describe, Doctor: d.doctor,
@@ -237,6 +245,7 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
+	go d.watchSocket(ctx, own)
 	ready()
 	select {
 	case err = <-served:

@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -67,4 +69,33 @@ func clearStale(path string) error {
 		return errs.New(errs.Busy, "another daemon serves %s", path).Try("stop it, or set BANGER_SOCKET to another path")
 	}
 	return os.Remove(path)
+}
+
+// isAt tells whether path still leads to this very file.
+func isAt(file fs.FileInfo, path string) bool {
+	now, err := os.Lstat(path)
+	return err == nil && os.SameFile(file, now)
+}
+
+// lookInterval is the time between two looks at the socket. Its directory may be renamed or
+// its filesystem unmounted, of which no watch on the socket would tell.
+const lookInterval = 2 * time.Second
+
+// watchSocket stops the daemon when its socket is gone, with its state directory perhaps:
+// nobody can reach it any more, and the next one must not find it at work on the same VMs.
+func (d *Daemon) watchSocket(ctx context.Context, own fs.FileInfo) {
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if !isAt(own, d.opts.Config.Socket) {
+			d.opts.Log.Warn("the socket is gone, so this daemon ends; VMs run on", "socket", d.opts.Config.Socket)
+			d.stop()
+			return
+		}
+	}
 }
