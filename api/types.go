@@ -47,6 +47,7 @@ type VM struct {
 type Disk struct {
 	Driver         string `json:"driver"`
 	VirtualBytes   int64  `json:"virtual_bytes" doc:"The size the guest sees"`
+	ChangedBytes   *int64 `json:"changed_bytes,omitempty" doc:"How much of the disk differs from the image; absent where the driver can't tell"`
 	AllocatedBytes int64  `json:"allocated_bytes" doc:"Bytes of the host's that this VM alone takes"`
 }
 
@@ -72,6 +73,7 @@ type CreateVM struct {
 	CPUs        *int     `json:"cpus,omitempty"`
 	MemoryBytes *int64   `json:"memory_bytes,omitempty"`
 	DiskBytes   *int64   `json:"disk_bytes,omitempty" doc:"Virtual size of the root disk; at least the image's"`
+	DiskDriver  string   `json:"disk_driver,omitempty" doc:"auto, or a driver's name: qcow2, reflink, dm, copy"`
 	Net         string   `json:"net,omitempty" doc:"auto, user, none or bridge"`
 	Accel       string   `json:"accel,omitempty" doc:"auto, kvm or tcg"`
 	Env         []string `json:"env,omitempty" doc:"K=V, for every command run in the VM"`

@@ -37,7 +37,7 @@ func diskCreate(b *bench) ([]Figure, error) {
 		bare := filepath.Join(dir, "bare")
 		const n = 50
 		ours, sparse, err := inTurn(n, func() (err error) {
-			volume, err = qcow2.Driver{}.Clone(context.Background(), disk.Base{Path: image.Path, Bytes: image.VirtualBytes}, disk.Spec{Dir: dir})
+			volume, err = qcow2.Driver{}.Clone(context.Background(), disk.Base{Path: image.Path, Bytes: image.VirtualBytes}, disk.Spec{Home: disk.Home{Dir: dir}})
 			return err
 		}, func() error {
 			f, err := os.Create(bare)
@@ -49,14 +49,14 @@ func diskCreate(b *bench) ([]Figure, error) {
 		if err != nil {
 			return nil, err
 		}
-		bytes, err := qcow2.Driver{}.Usage(volume)
+		usage, err := qcow2.Driver{}.Usage(volume)
 		if err != nil {
 			return nil, err
 		}
 		note := fmt.Sprintf("overlay of a %d MiB image; the baseline is an empty sparse file", image.VirtualBytes>>20)
 		figures = append(figures,
 			Figure{"disk_create_" + name, ours * 1000, "ms", n, sparse * 1000, note},
-			Figure{"disk_create_" + name + "_bytes", float64(bytes) / (1 << 20), "MiB", 1, 0, "allocated for it"})
+			Figure{"disk_create_" + name + "_bytes", float64(usage.AllocatedBytes) / (1 << 20), "MiB", 1, 0, "allocated for it"})
 	}
 	return figures, nil
 }
@@ -120,7 +120,7 @@ func (b *bench) machineByHand() (*byHand, error) {
 
 // untilReady starts the machine, calls then at the first byte on its channel, and ends it.
 func (m *byHand) untilReady(then func(*exec.Cmd) error) error {
-	if _, err := (qcow2.Driver{}).Clone(context.Background(), m.base, disk.Spec{Dir: m.dir}); err != nil {
+	if _, err := (qcow2.Driver{}).Clone(context.Background(), m.base, disk.Spec{Home: disk.Home{Dir: m.dir}}); err != nil {
 		return err
 	}
 	var files []*os.File

@@ -20,7 +20,6 @@ import (
 
 	"banger/api"
 	"banger/internal/config"
-	"banger/internal/disk/qcow2"
 	"banger/internal/errs"
 	"banger/internal/guest"
 	"banger/internal/host"
@@ -96,7 +95,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}
 	dirs := vmdir.Dirs{Root: filepath.Join(state, "vms")}
 	d.vms = vm.NewManager(run, withFaults(vm.Config{
-		Dirs: dirs, Store: d.store, Disks: qcow2.Driver{}, Hypervisor: d.vmm,
+		Dirs: dirs, Store: d.store, Disks: disks(), Hypervisor: d.vmm,
 		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
 		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory, BootID: boot},
 		Objects:      func() ([]host.Object, error) { return host.Objects(dirs.Root) },

@@ -53,14 +53,22 @@ func (s faultyStore) Delete(ctx context.Context, id, cause string, gone ...vm.Ki
 	return act("store delete", func() error { return s.Store.Delete(ctx, id, cause, gone...) })
 }
 
-type faultyDisks struct{ disk.Driver }
+type faultyDisks struct{ vm.Disks }
 
-func (d faultyDisks) Clone(ctx context.Context, base disk.Base, spec disk.Spec) (disk.Volume, error) {
-	return step("disk clone", func() (disk.Volume, error) { return d.Driver.Clone(ctx, base, spec) })
+func (d faultyDisks) Clone(ctx context.Context, driver string, base disk.Base, spec disk.Spec) (disk.Volume, error) {
+	return step("disk clone", func() (disk.Volume, error) { return d.Disks.Clone(ctx, driver, base, spec) })
 }
 
-func (d faultyDisks) Remove(ctx context.Context, dir string) error {
-	return act("disk remove", func() error { return d.Driver.Remove(ctx, dir) })
+func (d faultyDisks) Attach(ctx context.Context, home disk.Home, v disk.Volume) (disk.Attached, error) {
+	return step("disk attach", func() (disk.Attached, error) { return d.Disks.Attach(ctx, home, v) })
+}
+
+func (d faultyDisks) Detach(ctx context.Context, home disk.Home) error {
+	return act("disk detach", func() error { return d.Disks.Detach(ctx, home) })
+}
+
+func (d faultyDisks) Remove(ctx context.Context, home disk.Home) error {
+	return act("disk remove", func() error { return d.Disks.Remove(ctx, home) })
 }
 
 type faultyDirs struct{ vm.Dirs }

@@ -21,28 +21,79 @@ const SectorBytes = 512
 // and far below where the on-disk tables or a guest's arithmetic get into trouble.
 const MaxBytes = 64 << 40
 
-// Base is a read-only image file, raw. No driver ever writes to it.
-type Base struct {
-	Path  string // absolute
-	Bytes int64  // its size, a multiple of SectorBytes
+// Home is where a volume lives. The files of the volume are in Dir, and the names of its
+// kernel objects derive from ID, so that whoever takes them away needs nothing else.
+type Home struct {
+	ID  string // of the VM, unique on the host
+	Dir string // the VM's own directory, absolute
 }
 
 // Spec says what volume is wanted.
 type Spec struct {
-	Dir   string // the VM's own directory, which exists; every file of the volume is in it
-	Bytes int64  // virtual size, rounded up to whole sectors; 0: the base's
+	Home        // its directory exists
+	Bytes int64 // virtual size, rounded up to whole sectors; 0: the base's
 }
 
-// Volume is a disk ready for a VMM.
+// Volume is a root disk at rest: what is remembered of it, and survives the host.
 type Volume struct {
 	Driver       string `json:"driver"`
-	Path         string `json:"path"`
-	Format       string `json:"format"` // raw or qcow2, never to be probed
+	Path         string `json:"path"` // of the file that holds its changes
 	VirtualBytes int64  `json:"virtual_bytes"`
+	On           *Base  `json:"on,omitempty"` // what it reads where it has no changes; nil: it is whole
 }
 
-// Sync returns once the volume is sure to be there after a power cut. A fresh one is an
-// empty overlay whose data the guest's own flushes keep, so this is needed once.
+// Attached is a volume as a VMM opens it: a file or a block device, with the files that it
+// reads through to.
+type Attached struct {
+	Path   string
+	Format string    // raw or qcow2, never to be probed
+	On     *Attached // of a qcow2: what lies below, for reading only
+}
+
+// Usage is what a volume takes.
+type Usage struct {
+	// ChangedBytes is how much of the disk the volume holds itself rather than its
+	// base, in bytes; -1 where the driver can't tell.
+	ChangedBytes int64
+
+	// AllocatedBytes is what the host's filesystem keeps for this volume alone.
+	AllocatedBytes int64
+}
+
+// Driver makes, attaches and removes volumes of one kind.
+type Driver interface {
+	// Name is the driver's name as users see it.
+	Name() string
+
+	// Probe tells why the driver can't make a volume of this base in dir; nil if it can.
+	// It tries, and leaves nothing.
+	Probe(ctx context.Context, base Base, dir string) error
+
+	// Clone makes a volume in spec.Dir that reads as base and keeps its own changes. It
+	// makes files only, and replaces a volume left there by an earlier attempt. On error
+	// nothing is left. errs.Invalid: the size is below the base's or absurd;
+	// errs.Unavailable: there is no room, or the base is not what it was.
+	Clone(ctx context.Context, base Base, spec Spec) (Volume, error)
+
+	// Attach makes what the VMM opens: afresh whatever the last life of the VM, or of
+	// the host, has left. errs.Busy if the volume is open; errs.Internal if it is damaged.
+	Attach(ctx context.Context, home Home, v Volume) (Attached, error)
+
+	// Detach takes away every kernel object that Attach may have made for this home,
+	// finished or not. Finding nothing is success. errs.Busy if the volume is open.
+	Detach(ctx context.Context, home Home) error
+
+	// Remove detaches, then takes away every file that Clone may have made, finished or
+	// not. Finding nothing is success, also when the directory itself is gone.
+	Remove(ctx context.Context, home Home) error
+
+	// Usage tells what the volume takes, attached or not. errs.NotFound: it is not there.
+	Usage(v Volume) (Usage, error)
+}
+
+// Sync returns once the volume is sure to be there after a power cut. A fresh one has no
+// data but its base's, and the guest's own flushes keep what is written later, so this is
+// needed once.
 func (v Volume) Sync() error {
 	for _, path := range []string{v.Path, filepath.Dir(v.Path)} {
 		f, err := os.Open(path)
@@ -56,22 +107,9 @@ func (v Volume) Sync() error {
 	return nil
 }
 
-// Driver makes and removes volumes of one kind.
-type Driver interface {
-	// Name is the driver's name as users see it.
-	Name() string
-
-	// Clone makes a volume in spec.Dir that reads as base and keeps its own changes.
-	// It replaces a volume left there by an earlier attempt. On error nothing is left.
-	// errs.Invalid: the size is below the base's or absurd.
-	Clone(ctx context.Context, base Base, spec Spec) (Volume, error)
-
-	// Remove takes away everything that Clone may have made in dir, finished or not.
-	// Finding nothing is success, also when dir itself is gone.
-	Remove(ctx context.Context, dir string) error
-
-	// Usage tells the bytes allocated on the host for the volume's changes.
-	Usage(v Volume) (allocated int64, err error)
+// Freeze gives the base that v is from now on. Nobody may write to v any more.
+func (v Volume) Freeze() Base {
+	return Base{Path: v.Path, Bytes: v.VirtualBytes, Driver: v.Driver, On: v.On}
 }
 
 // VirtualBytes is the size that a clone of base made for spec has, in bytes: what the

@@ -37,9 +37,9 @@ type MachineSpec struct {
 
 // Disk is a virtio block device.
 type Disk struct {
-	Path     string
+	Path     string // of a regular file or a block device
 	Format   string // raw or qcow2; never probed
-	Backing  string // of a qcow2: the raw file below it, where its own header is not to be trusted for that
+	Backing  *Disk  // of a qcow2: what lies below it; its own header is not to be trusted for that
 	ReadOnly bool
 }
 
@@ -84,6 +84,10 @@ type Machine interface {
 
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+
+	// Halts tells, each time, why the machine has stopped its CPUs by itself: a disk of
+	// its could not be written to. Resume tries that write again.
+	Halts() <-chan string
 
 	// Usage tells what the process takes of the host now.
 	Usage() (host.Usage, error)

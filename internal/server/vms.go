@@ -141,7 +141,8 @@ func (s *Server) startOn(ctx context.Context, kind, ref string, run func(context
 func request(c api.CreateVM) vm.Request {
 	return vm.Request{
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
-		Net: c.Net, Accel: c.Accel, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
+		DiskDriver: c.DiskDriver,
+		Net:        c.Net, Accel: c.Accel, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
 	}
 }
 
@@ -149,7 +150,7 @@ func (s *Server) show(v vm.VM) api.VM {
 	out := api.VM{
 		ID: v.ID, Name: v.Name, State: api.State(v.State), Image: v.Spec.Image, Kernel: v.Spec.Kernel,
 		Backend: "qemu", Accel: v.Spec.Accel, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
-		Disk:       api.Disk{Driver: v.Disk.Driver, VirtualBytes: v.Disk.VirtualBytes, AllocatedBytes: s.VMs.DiskUsage(v)},
+		Disk:       s.showDisk(v),
 		Network:    api.Network{Mode: string(v.Spec.Net), MAC: v.MAC},
 		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Autostart: v.Spec.Autostart,
 		CreatedAt: v.CreatedAt, StartedAt: instant(v.StartedAt), StoppedAt: instant(v.StoppedAt),
@@ -166,6 +167,15 @@ func (s *Server) show(v vm.VM) api.VM {
 	}
 	if out.Accel == string(hypervisor.TCG) {
 		out.Notes = append(out.Notes, "its instructions are translated in software (TCG): that is slow, and no security boundary between it and this host")
+	}
+	return out
+}
+
+func (s *Server) showDisk(v vm.VM) api.Disk {
+	u := s.VMs.DiskUsage(v)
+	out := api.Disk{Driver: v.Disk.Driver, VirtualBytes: v.Disk.VirtualBytes, AllocatedBytes: u.AllocatedBytes}
+	if u.ChangedBytes >= 0 {
+		out.ChangedBytes = &u.ChangedBytes
 	}
 	return out
 }

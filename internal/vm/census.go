@@ -31,7 +31,7 @@ const (
 // explains tells which resource of a VM accounts for an object of this kind. A mount is
 // never banger's.
 var explains = map[string]Kind{
-	"directory": KindDirectory, "process": KindMachine, "socket": KindMachine, "loop": KindDisk, "dm": KindDisk,
+	"directory": KindDirectory, "process": KindMachine, "socket": KindMachine, "loop": KindAttached, "dm": KindAttached,
 }
 
 // Census compares what exists on the host for VMs with what the store says should. What
@@ -198,7 +198,7 @@ func (m *Manager) sweep(ctx context.Context, id string, fs []Finding) (removed b
 		err = m.Hypervisor.Remove(ctx, id, dir, nil)
 	}
 	if err == nil && !known {
-		err = errors.Join(m.Disks.Remove(ctx, dir), m.Dirs.Remove(id))
+		err = errors.Join(m.Disks.Remove(ctx, m.home(id)), m.Dirs.Remove(id))
 	}
 	return err == nil, err
 }

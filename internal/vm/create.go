@@ -21,6 +21,7 @@ type Request struct {
 	CPUs        *int
 	MemoryBytes *int64
 	DiskBytes   *int64
+	DiskDriver  string // empty: auto
 	Net         string
 	Accel       string
 	Env         []string
@@ -79,7 +80,7 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	if err := m.Dirs.Make(v.ID); err != nil {
 		return fail(err)
 	}
-	if v.Disk, err = m.Disks.Clone(ctx, v.Base, disk.Spec{Dir: m.dir(v.ID), Bytes: spec.DiskBytes}); err != nil {
+	if v.Disk, err = m.makeDisk(ctx, o, v); err != nil {
 		return fail(err)
 	}
 	made := func(x *VM) error {
@@ -91,7 +92,7 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	}
 	live := []Change{{KindDisk, Live}, {KindDirectory, Live}}
 	if req.Start {
-		live = append(live, Change{KindMachine, Pending})
+		live = append(live, Change{KindAttached, Pending}, Change{KindMachine, Pending})
 	}
 	if v, err = m.update(ctx, v.ID, "created", made, live...); err != nil {
 		return fail(err)
@@ -130,7 +131,7 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 	if _, err := m.Hypervisor.Accel(ctx, v.Spec.Accel, k.Vmlinux); err != nil {
 		return v, err
 	}
-	v.Base = disk.Base{Path: img.Path, Bytes: img.VirtualBytes}
+	v.Base = disk.Base{Path: img.Path, Bytes: img.VirtualBytes, SHA256: img.SHA256}
 	if _, err := disk.VirtualBytes(v.Base, disk.Spec{Bytes: v.Spec.DiskBytes}); err != nil {
 		return v, err
 	}
@@ -161,7 +162,7 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 // fill checks a request and fills in the defaults.
 func (m *Manager) fill(req Request) (Spec, error) {
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
-		Accel: req.Accel, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease}
+		DiskDriver: req.DiskDriver, Accel: req.Accel, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease}
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
 			return s, err
@@ -193,6 +194,9 @@ func (m *Manager) fill(req Request) (Spec, error) {
 			return s, errs.New(errs.Invalid, "a disk can't have %d bytes", *req.DiskBytes)
 		}
 		s.DiskBytes = *req.DiskBytes
+	}
+	if s.DiskDriver == "" {
+		s.DiskDriver = disk.Auto
 	}
 	switch req.Net {
 	case "", "auto", "user":

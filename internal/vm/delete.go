@@ -40,10 +40,10 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	}
 	err = m.endMachine(ctx, v)
 	if err == nil { // a machine that still runs needs its files
-		err = errors.Join(m.Disks.Remove(ctx, m.dir(id)), m.Dirs.Remove(id))
+		err = errors.Join(m.Disks.Remove(ctx, m.home(id)), m.Dirs.Remove(id))
 	}
 	if err == nil {
-		err = m.Store.Delete(ctx, id, cause, KindMachine, KindDisk, KindDirectory)
+		err = m.Store.Delete(ctx, id, cause, KindMachine, KindAttached, KindDisk, KindDirectory)
 	}
 	if err != nil {
 		m.markFailed(ctx, id, err)
@@ -52,7 +52,8 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	return nil
 }
 
-// removeMachine ends the VM's machine, if it has one, and forgets it. The VM's lock is held.
+// removeMachine ends the VM's machine, if it has one, detaches its disk and forgets both. The
+// VM's lock is held.
 func (m *Manager) removeMachine(ctx context.Context, v VM) error {
 	if err := m.endMachine(ctx, v); err != nil {
 		return err
@@ -60,11 +61,12 @@ func (m *Manager) removeMachine(ctx context.Context, v VM) error {
 	_, err := m.update(ctx, v.ID, "machine removed", func(x *VM) error {
 		x.Machine = nil
 		return nil
-	}, Change{KindMachine, Gone})
+	}, Change{KindMachine, Gone}, Change{KindAttached, Gone})
 	return err
 }
 
-// endMachine ends the VM's machine, if it has one, and leaves nothing of it but its row.
+// endMachine ends the VM's machine, if it has one, detaches its disk, and leaves nothing of
+// either but rows.
 func (m *Manager) endMachine(ctx context.Context, v VM) error {
 	m.mu.Lock()
 	r := m.running[v.ID]
@@ -75,7 +77,10 @@ func (m *Manager) endMachine(ctx context.Context, v VM) error {
 		err = r.machine.Kill(ctx)
 		err = errors.Join(err, r.close())
 	}
-	return errors.Join(err, m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine))
+	if err := errors.Join(err, m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine)); err != nil {
+		return err
+	}
+	return m.Disks.Detach(ctx, m.home(v.ID))
 }
 
 // markFailed records why a VM can't go on. Failing to record it leaves the VM in a state

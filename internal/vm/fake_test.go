@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"banger/internal/disk"
+	diskcopy "banger/internal/disk/copy"
 	"banger/internal/disk/qcow2"
 	"banger/internal/errs"
 	"banger/internal/guest/proto"
@@ -84,7 +85,7 @@ func (w *world) daemon() (*vm.Manager, func()) {
 		w.t.Fatal(err)
 	}
 	m := vm.NewManager(ctx, vm.Config{
-		Dirs: vmdir.Dirs{Root: w.vms()}, Store: s, Disks: failingDisks{qcow2.Driver{}, w}, Hypervisor: w, Images: w, Kernels: w,
+		Dirs: vmdir.Dirs{Root: w.vms()}, Store: s, Disks: failingDisks{disk.Set{Drivers: []disk.Driver{qcow2.Driver{}, diskcopy.New()}, Order: []string{"qcow2", "copy"}}, w}, Hypervisor: w, Images: w, Kernels: w,
 		Connect: w.connect, Reconnect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30, BootID: w.bootID}, DefaultImage: "tiny", DefaultKernel: "debian",
 		Objects: w.objects, Autostart: func(id string) { w.set(func() { w.again = append(w.again, id) }) },
 		Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)),
@@ -140,12 +141,12 @@ func (w *world) census() (found []string) {
 }
 
 type failingDisks struct {
-	disk.Driver
+	disk.Set
 	w *world
 }
 
-func (d failingDisks) Clone(ctx context.Context, b disk.Base, s disk.Spec) (disk.Volume, error) {
-	v, err := d.Driver.Clone(ctx, b, s)
+func (d failingDisks) Clone(ctx context.Context, driver string, b disk.Base, s disk.Spec) (disk.Volume, error) {
+	v, err := d.Set.Clone(ctx, driver, b, s)
 	if err == nil {
 		err = d.w.failing("disk") // after the fact: something is there to undo
 	}
@@ -187,7 +188,7 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 		return nil, err
 	}
 	w.nextPID++
-	m := &machine{w: w, done: make(chan struct{}), rec: hypervisor.Record{
+	m := &machine{w: w, done: make(chan struct{}), halts: make(chan string, 1), rec: hypervisor.Record{
 		VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
 	w.machines[spec.Dir] = m
 	return m, nil
@@ -224,10 +225,11 @@ func (w *world) ReadLog(string) (io.ReadCloser, error) {
 }
 
 type machine struct {
-	w    *world
-	rec  hypervisor.Record
-	done chan struct{}
-	exit hypervisor.Exit
+	w     *world
+	rec   hypervisor.Record
+	done  chan struct{}
+	halts chan string
+	exit  hypervisor.Exit
 
 	paused bool
 }
@@ -254,6 +256,7 @@ func (m *machine) end(reason string, clean bool) {
 func (m *machine) Usage() (host.Usage, error) {
 	return host.Usage{CPU: time.Second, PSSBytes: 1 << 20}, nil
 }
+func (m *machine) Halts() <-chan string         { return m.halts }
 func (m *machine) Record() hypervisor.Record    { return m.rec }
 func (m *machine) Console() hypervisor.Console  { return nil }
 func (m *machine) Pause(context.Context) error  { return m.setPaused(true) }

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"banger/internal/disk"
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
@@ -26,7 +25,7 @@ type Host struct {
 type Config struct {
 	Dirs           Dirs
 	Store          Store
-	Disks          disk.Driver
+	Disks          Disks
 	Hypervisor     Hypervisor
 	Images         Images
 	Kernels        Kernels
@@ -111,15 +110,6 @@ func (m *Manager) Find(ctx context.Context, ref string) (VM, error) {
 		return VM{}, err
 	}
 	return find(vms, ref)
-}
-
-// DiskUsage tells the bytes of the host's that the VM's disk alone takes.
-func (m *Manager) DiskUsage(v VM) int64 {
-	n, err := m.Disks.Usage(v.Disk)
-	if err != nil {
-		return 0 // its disk is not made yet, or is being taken away
-	}
-	return n
 }
 
 // lock takes the VM's lock and returns the VM as it is then; doing says what for.

@@ -91,7 +91,7 @@ func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 		return err
 	}
 	for _, r := range resources {
-		if r.Kind == KindMachine { // a start was cut short
+		if r.Kind == KindMachine || r.Kind == KindAttached { // a start was cut short
 			return m.removeMachine(ctx, v)
 		}
 	}
@@ -143,7 +143,7 @@ func (m *Manager) Rebuild(ctx context.Context) (restored, unreadable []string, e
 	}
 	for _, v := range saved {
 		// A copy may be older than the row was: Recover looks for what each could have.
-		kinds := []Kind{KindDirectory, KindDisk, KindMachine}
+		kinds := []Kind{KindDirectory, KindDisk, KindAttached, KindMachine}
 		err := m.Store.Restore(ctx, v, kinds...)
 		if errs.KindOf(err) == errs.Conflict { // a name that was free again when the next VM took it
 			v.Name = shorten(v.Name) + "-" + v.ID

@@ -64,8 +64,11 @@ func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wa
 	if err := m.removeMachine(ctx, v); err != nil { // stale remains of an earlier life
 		return v, err
 	}
-	pending := Change{KindMachine, Pending}
-	if v, err = m.update(ctx, id, "start", func(*VM) error { return nil }, pending); err != nil {
+	if err := m.checkSpace(o, v); err != nil {
+		return v, err
+	}
+	pending := []Change{{KindAttached, Pending}, {KindMachine, Pending}}
+	if v, err = m.update(ctx, id, "start", func(*VM) error { return nil }, pending...); err != nil {
 		return v, err
 	}
 	was := v.State
@@ -116,7 +119,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	if _, err = m.update(ctx, v.ID, "launched", func(x *VM) error {
 		x.Machine = &rec
 		return nil
-	}, Change{KindMachine, Live}, Change{KindDisk, Live}, Change{KindDirectory, Live}); err != nil {
+	}, Change{KindAttached, Live}, Change{KindMachine, Live}, Change{KindDisk, Live}, Change{KindDirectory, Live}); err != nil {
 		return v, err
 	}
 
@@ -209,6 +212,7 @@ func (m *Manager) initDone(ctx context.Context, r *running) (note string, err er
 	return "", nil
 }
 
+// machineSpec describes the machine of v and attaches its disk.
 func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec, error) {
 	k, err := m.Kernels.Kernel(v.Spec.Kernel)
 	if err != nil {
@@ -222,6 +226,10 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 	if err != nil {
 		return hypervisor.MachineSpec{}, err
 	}
+	root, err := m.attachDisk(ctx, v)
+	if err != nil {
+		return hypervisor.MachineSpec{}, err
+	}
 	s := hypervisor.MachineSpec{
 		VMID: v.ID, Dir: m.dir(v.ID), Accel: accel,
 		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
@@ -229,7 +237,7 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 		// Units that images with separate /home and /var disks carry, which would
 		// otherwise hold up the boot for disks that are not there.
 		Cmdline: []string{"banger.root=/dev/vda", "systemd.mask=home.mount", "systemd.mask=var.mount"},
-		Disks:   []hypervisor.Disk{{Path: v.Disk.Path, Format: v.Disk.Format, Backing: v.Base.Path}},
+		Disks:   []hypervisor.Disk{root},
 	}
 	if k.ModulesImage != "" {
 		s.Disks = append(s.Disks, hypervisor.Disk{Path: k.ModulesImage, Format: "raw", ReadOnly: true})

@@ -30,7 +30,7 @@ func (m *Manager) Stats(ctx context.Context, ref string) (Stats, error) {
 	if err != nil {
 		return Stats{}, err
 	}
-	s := Stats{VM: v, At: time.Now(), Disk: m.DiskUsage(v)}
+	s := Stats{VM: v, At: time.Now(), Disk: m.DiskUsage(v).AllocatedBytes}
 	if s.Host, err = r.machine.Usage(); err != nil {
 		return Stats{}, err
 	}

@@ -135,13 +135,21 @@ func (m *Manager) watch(id string, r *running) {
 	m.running[id] = r
 	m.mu.Unlock()
 	m.watchers.Go(func() {
-		select {
-		case <-r.machine.Done():
-		case <-m.ctx.Done():
+		for {
+			select {
+			case why := <-r.machine.Halts():
+				if err := m.halted(id, r, why); err != nil {
+					m.Log.Error("record that a machine has halted", "vm", id, "reason", why, "err", err)
+				}
+				continue
+			case <-r.machine.Done():
+			case <-m.ctx.Done():
+				return
+			}
+			if err := m.ended(id, r); err != nil {
+				m.Log.Error("settle a VM whose machine ended", "vm", id, "err", err)
+			}
 			return
-		}
-		if err := m.ended(id, r); err != nil {
-			m.Log.Error("settle a VM whose machine ended", "vm", id, "err", err)
 		}
 	})
 }

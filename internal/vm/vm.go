@@ -25,7 +25,8 @@ type Spec struct {
 	Kernel      string   `json:"kernel"`
 	CPUs        int      `json:"cpus"`
 	MemoryBytes int64    `json:"memory_bytes"`
-	DiskBytes   int64    `json:"disk_bytes"` // 0: the image's size
+	DiskBytes   int64    `json:"disk_bytes"`            // 0: the image's size
+	DiskDriver  string   `json:"disk_driver,omitempty"` // a driver's name, or auto
 	Net         Net      `json:"net"`
 	Accel       string   `json:"accel"` // auto, kvm or tcg
 	Env         []string `json:"env,omitempty"`
@@ -71,7 +72,8 @@ type Kind string
 
 const (
 	KindDirectory Kind = "directory" // its directory with logs and sockets
-	KindDisk      Kind = "disk"      // its root volume
+	KindDisk      Kind = "disk"      // the files of its root volume
+	KindAttached  Kind = "attached"  // the block devices that its machine opens of that
 	KindMachine   Kind = "machine"   // its VMM process
 )
 

@@ -68,10 +68,11 @@ type rawHeader struct {
 
 // Header is what an overlay says of itself.
 type Header struct {
-	VirtualBytes int64
-	Backing      string // absolute path of the raw base
-	Dirty        bool   // not closed properly; QEMU repairs it when it opens it
-	Corrupt      bool   // QEMU has found inconsistent tables
+	VirtualBytes  int64
+	Backing       string // absolute path of the base
+	BackingFormat string // raw or qcow2
+	Dirty         bool   // not closed properly; QEMU repairs it when it opens it
+	Corrupt       bool   // QEMU has found inconsistent tables
 }
 
 // errTorn says that a file is a beginning of an overlay only: parts that Clone writes
@@ -89,15 +90,15 @@ const (
 
 // encode gives what a new overlay consists of: the pieces of it that are not zero, and
 // the file's length. virtualBytes is a whole number of sectors.
-func encode(virtualBytes int64, backing string) (pieces []piece, fileBytes int64, err error) {
+func encode(virtualBytes int64, backing, format string) (pieces []piece, fileBytes int64, err error) {
 	if len(backing) > maxBackingName {
-		return nil, 0, fmt.Errorf("the base's path has %d bytes, and qcow2 has room for %d", len(backing), maxBackingName)
+		return nil, 0, longName(backing)
 	}
 	l1Entries := (virtualBytes + l1Covers - 1) / l1Covers
 	clusters := l1Cluster + (l1Entries*8+clusterBytes-1)/clusterBytes
 
 	var head bytes.Buffer
-	extensions := encodeExtension(extensionBackingFormat, []byte("raw"))
+	extensions := encodeExtension(extensionBackingFormat, []byte(format))
 	extensions = append(extensions, encodeExtension(extensionEnd, nil)...)
 	fixed := rawHeader{
 		Magic: magic, Version: version,
@@ -126,6 +127,10 @@ func encode(virtualBytes int64, backing string) (pieces []piece, fileBytes int64
 	}, clusters * clusterBytes, nil
 }
 
+func longName(backing string) error {
+	return fmt.Errorf("the base's path has %d bytes, and qcow2 has room for %d", len(backing), maxBackingName)
+}
+
 // piece is bytes at an offset of a file.
 type piece struct {
 	offset int64
@@ -141,8 +146,8 @@ func encodeExtension(kind uint32, data []byte) []byte {
 
 // ReadHeader reads and checks the header of an overlay of this driver. It refuses all
 // that the driver does not make and QEMU does not make of it, above all references to
-// other files than one raw base: whoever can write the overlay must not choose what the
-// next QEMU opens.
+// files by anything but one absolute path: whoever can write the overlay must not choose
+// what the next QEMU opens. Whether that path is the right one the caller has to know.
 func ReadHeader(path string) (Header, error) {
 	// Without O_NONBLOCK a FIFO in its place would hold the open for ever.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -166,35 +171,44 @@ const headBytes = 4 << 10
 
 // parse is ReadHeader on a file of the given length in bytes.
 func parse(r io.ReaderAt, fileBytes int64) (Header, error) {
-	first := make([]byte, min(headBytes, max(fileBytes, 0)))
-	if _, err := r.ReadAt(first, 0); err != nil {
-		return Header{}, err
-	}
-	var h rawHeader
-	if len(first) < headerBytes || !bytes.ContainsFunc(first[:headerBytes], func(c rune) bool { return c != 0 }) {
-		return Header{}, errTorn
-	}
-	if err := binary.Read(bytes.NewReader(first), binary.BigEndian, &h); err != nil {
-		return Header{}, err
-	}
-	if err := h.check(fileBytes); err != nil {
-		return Header{}, err
-	}
-	if h.HeaderLength == headerBytesZlib && (len(first) < headerBytesZlib || first[headerBytes] != 0) {
-		return Header{}, errors.New("its compression is not zlib")
-	}
-	backing, err := h.backing(first)
+	h, err := parseRaw(r, fileBytes)
 	if err != nil {
 		return Header{}, err
 	}
-	if err := h.checkRefcounts(r); err != nil {
-		return Header{}, err
-	}
 	return Header{
-		VirtualBytes: int64(h.Size), Backing: backing,
+		VirtualBytes: int64(h.Size), Backing: h.name, BackingFormat: h.format,
 		Dirty:   h.IncompatibleFeatures&incompatDirty != 0,
 		Corrupt: h.IncompatibleFeatures&incompatCorrupt != 0,
 	}, nil
+}
+
+// parsed is a header that has passed every check.
+type parsed struct {
+	rawHeader
+	name, format string // of the backing file
+}
+
+func parseRaw(r io.ReaderAt, fileBytes int64) (h parsed, err error) {
+	first := make([]byte, min(headBytes, max(fileBytes, 0)))
+	if _, err := r.ReadAt(first, 0); err != nil {
+		return h, err
+	}
+	if len(first) < headerBytes || !bytes.ContainsFunc(first[:headerBytes], func(c rune) bool { return c != 0 }) {
+		return h, errTorn
+	}
+	if err := binary.Read(bytes.NewReader(first), binary.BigEndian, &h.rawHeader); err != nil {
+		return h, err
+	}
+	if err := h.check(fileBytes); err != nil {
+		return h, err
+	}
+	if h.HeaderLength == headerBytesZlib && (len(first) < headerBytesZlib || first[headerBytes] != 0) {
+		return h, errors.New("its compression is not zlib")
+	}
+	if h.name, h.format, err = h.backing(first); err != nil {
+		return h, err
+	}
+	return h, h.checkRefcounts(r)
 }
 
 // check checks the numbers of the fixed part against each other and the file's length.
@@ -232,26 +246,25 @@ func (h *rawHeader) check(fileBytes int64) error {
 	return nil
 }
 
-// backing finds the backing file's name, and checks that its format is given as raw.
-func (h *rawHeader) backing(first []byte) (string, error) {
+// backing finds the backing file's name and format, which have to be given.
+func (h *rawHeader) backing(first []byte) (path, format string, err error) {
 	start, n := h.BackingFileOffset, uint64(h.BackingFileSize)
 	if start < uint64(h.HeaderLength) || n == 0 || n > maxBackingName || start > uint64(len(first)) || n > uint64(len(first))-start {
-		return "", fmt.Errorf("the name of its base is %d bytes at %d", n, start)
+		return "", "", fmt.Errorf("the name of its base is %d bytes at %d", n, start)
 	}
 	// The name follows the extensions.
-	format, err := backingFormat(first[h.HeaderLength:start])
-	if err != nil {
-		return "", err
+	if format, err = backingFormat(first[h.HeaderLength:start]); err != nil {
+		return "", "", err
 	}
-	if format != "raw" {
-		return "", fmt.Errorf("the format of its base is %q, not raw", format)
+	if format != "raw" && format != name {
+		return "", "", fmt.Errorf("the format of its base is %q, neither raw nor qcow2", format)
 	}
-	name := string(first[start : start+n])
+	path = string(first[start : start+n])
 	// QEMU takes "word:" at the front for a protocol, and a relative name for one beside it.
-	if !filepath.IsAbs(name) || strings.ContainsRune(name, 0) {
-		return "", fmt.Errorf("the name of its base, %q, is no absolute path", name)
+	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
+		return "", "", fmt.Errorf("the name of its base, %q, is no absolute path", path)
 	}
-	return name, nil
+	return path, format, nil
 }
 
 // backingFormat reads a sequence of header extensions: type, length, data padded to 8

@@ -1,6 +1,6 @@
-// Package qcow2 owns the disk driver for QEMU: an overlay file on a raw base, whose
-// header it writes itself. It knows of the format only what a fresh overlay is made of;
-// reading and writing the disk is QEMU's.
+// Package qcow2 owns the disk driver for QEMU: an overlay file on a raw image or on a
+// frozen overlay, whose header it writes itself. It knows of the format only what a fresh
+// overlay is made of and how much an old one holds; reading and writing the disk is QEMU's.
 package qcow2
 
 import (
@@ -10,16 +10,13 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"banger/internal/disk"
 	"banger/internal/errs"
-	"banger/internal/host"
 )
 
 const (
+	name     = "qcow2"
 	fileName = "root.qcow2"
-	tempName = "root.qcow2.new" // a volume that is not finished
 )
 
 // Driver makes qcow2 overlays. It has no state.
@@ -28,7 +25,16 @@ type Driver struct{}
 var _ disk.Driver = Driver{}
 
 // Name is "qcow2".
-func (Driver) Name() string { return "qcow2" }
+func (Driver) Name() string { return name }
+
+// Probe finds nothing amiss but a path that the format has no room for: an overlay can be
+// made on every filesystem.
+func (Driver) Probe(_ context.Context, base disk.Base, _ string) error {
+	if len(base.Path) > maxBackingName {
+		return longName(base.Path)
+	}
+	return nil
+}
 
 // Clone makes root.qcow2 in spec.Dir. It takes the same time for any base: three blocks
 // are written, and the tables are otherwise holes.
@@ -38,45 +44,29 @@ func (Driver) Name() string { return "qcow2" }
 // If a power cut comes before that, no write was acknowledged to the guest as durable, and
 // what is left, nothing or an overlay that Usage finds torn (errs.NotFound), may be made
 // anew by another Clone.
-func (d Driver) Clone(ctx context.Context, base disk.Base, spec disk.Spec) (disk.Volume, error) {
+func (Driver) Clone(ctx context.Context, base disk.Base, spec disk.Spec) (disk.Volume, error) {
 	size, err := disk.VirtualBytes(base, spec)
 	if err != nil {
-		return disk.Volume{}, err
-	}
-	if err := ctx.Err(); err != nil {
 		return disk.Volume{}, err
 	}
 	if !filepath.IsAbs(base.Path) {
 		return disk.Volume{}, fmt.Errorf("the path of the base, %q, is not absolute", base.Path)
 	}
-	pieces, fileBytes, err := encode(size, base.Path)
+	if err := check(&base); err != nil {
+		return disk.Volume{}, err
+	}
+	pieces, fileBytes, err := encode(size, base.Path, formatOf(&base))
 	if err != nil {
 		return disk.Volume{}, errs.New(errs.Invalid, "a disk can't be made on %s", base.Path).Because(err)
 	}
-	temp, path := filepath.Join(spec.Dir, tempName), filepath.Join(spec.Dir, fileName)
-	err = write(temp, pieces, fileBytes)
-	if err == nil {
-		err = host.Fault("rename a new disk")
-	}
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
+	path, err := disk.MakeFile(ctx, spec.Dir, fileName, func(f *os.File) error { return write(f, pieces, fileBytes) })
 	if err != nil {
-		return disk.Volume{}, errors.Join(cloneError(spec.Dir, err), d.Remove(context.WithoutCancel(ctx), spec.Dir))
+		return disk.Volume{}, err
 	}
-	return disk.Volume{Driver: d.Name(), Path: path, Format: "qcow2", VirtualBytes: size}, nil
+	return disk.Volume{Driver: name, Path: path, VirtualBytes: size, On: &base}, nil
 }
 
-func write(path string, pieces []piece, fileBytes int64) error {
-	// What an attempt left is thrown away, not reused: its owner and mode are unknown.
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+func write(f *os.File, pieces []piece, fileBytes int64) error {
 	if err := f.Truncate(fileBytes); err != nil {
 		return err
 	}
@@ -85,42 +75,101 @@ func write(path string, pieces []piece, fileBytes int64) error {
 			return err
 		}
 	}
-	return f.Close()
+	return nil
 }
 
-func cloneError(dir string, err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return errs.New(errs.Unavailable, "there is no room for a disk in %s", dir).Because(err).
-			Try("free some space there: banger rm removes VMs, banger image rm images")
+// formatOf is the format of a base's file: overlays lie on something, raw files don't.
+func formatOf(b *disk.Base) string {
+	if b.On != nil {
+		return name
 	}
-	return errs.New(errs.Internal, "the disk in %s can't be made", dir).Because(err)
+	return "raw"
 }
 
-// Remove takes away root.qcow2 and what an interrupted Clone has left.
-func (Driver) Remove(_ context.Context, dir string) error {
-	var failed []error
-	for _, name := range []string{tempName, fileName} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			failed = append(failed, err)
+// check looks at a base, and with a frozen overlay at what its header says.
+func check(b *disk.Base) error {
+	if err := b.Check(); err != nil {
+		return err
+	}
+	for ; b.On != nil; b = b.On {
+		if b.Driver != name {
+			return fmt.Errorf("%s is a disk of the driver %q, which QEMU can't read", b.Path, b.Driver)
+		}
+		if err := checkHeader(disk.Volume{Path: b.Path, VirtualBytes: b.Bytes, On: b.On}); err != nil {
+			return err
 		}
 	}
-	return errors.Join(failed...)
+	return nil
+}
+
+// checkHeader refuses an overlay whose header says other than what is known of it.
+func checkHeader(v disk.Volume) error {
+	h, err := ReadHeader(v.Path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return errs.New(errs.NotFound, "the disk %s is not there", v.Path)
+	case errors.Is(err, errTorn):
+		return errs.New(errs.NotFound, "the disk %s was never finished", v.Path)
+	case err != nil:
+		return v.Damaged(err)
+	case h.VirtualBytes != v.VirtualBytes:
+		return v.Damaged(fmt.Errorf("its header says it has %d bytes and it should have %d", h.VirtualBytes, v.VirtualBytes))
+	case h.Backing != v.On.Path || h.BackingFormat != formatOf(v.On):
+		return v.Damaged(fmt.Errorf("its header says it lies on %s (%s), not on %s (%s)", h.Backing, h.BackingFormat, v.On.Path, formatOf(v.On)))
+	case h.Corrupt:
+		return v.Damaged(errors.New("QEMU has found its tables inconsistent"))
+	}
+	return nil
+}
+
+// Attach checks the overlay and all that it lies on, and says what each file is: QEMU is
+// to believe that and no header.
+func (Driver) Attach(_ context.Context, _ disk.Home, v disk.Volume) (disk.Attached, error) {
+	if v.On == nil {
+		return disk.Attached{}, v.Damaged(errors.New("nothing is known of what it lies on"))
+	}
+	if err := check(v.On); err != nil {
+		return disk.Attached{}, err
+	}
+	if err := checkHeader(v); err != nil {
+		return disk.Attached{}, err
+	}
+	return disk.Attached{Path: v.Path, Format: name, On: below(v.On)}, nil
+}
+
+func below(b *disk.Base) *disk.Attached {
+	if b == nil {
+		return nil
+	}
+	return &disk.Attached{Path: b.Path, Format: formatOf(b), On: below(b.On)}
+}
+
+// Detach has nothing to do: QEMU opens files.
+func (Driver) Detach(context.Context, disk.Home) error { return nil }
+
+// Remove takes away root.qcow2 and what an interrupted Clone has left.
+func (Driver) Remove(_ context.Context, home disk.Home) error {
+	return disk.RemoveFile(home.Dir, fileName)
 }
 
 // Usage tells what the overlay takes on the host's disk. errs.NotFound: it is not there,
 // or a power cut has kept it from ever being finished, so that it holds nothing.
-func (Driver) Usage(v disk.Volume) (int64, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(v.Path, &st); err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return 0, errs.New(errs.NotFound, "the disk %s is not there", v.Path)
-		}
-		return 0, &os.PathError{Op: "stat", Path: v.Path, Err: err}
+func (Driver) Usage(v disk.Volume) (disk.Usage, error) {
+	f, err := v.OpenFile(-1)
+	if err != nil {
+		return disk.Usage{}, err
 	}
-	if _, err := ReadHeader(v.Path); errors.Is(err, errTorn) {
-		return 0, errs.New(errs.NotFound, "the disk %s was never finished", v.Path)
-	} else if err != nil {
-		return 0, errs.New(errs.Internal, "the disk %s is damaged", v.Path).Because(err)
+	defer f.Close()
+	var u disk.Usage
+	if u.AllocatedBytes, err = disk.Allocated(f); err != nil {
+		return u, err
 	}
-	return st.Blocks * 512, nil // st_blocks counts 512 bytes on every filesystem
+	u.ChangedBytes, err = changed(f)
+	if errors.Is(err, errTorn) {
+		return u, errs.New(errs.NotFound, "the disk %s was never finished", v.Path)
+	}
+	if err != nil {
+		return u, v.Damaged(err)
+	}
+	return u, nil
 }

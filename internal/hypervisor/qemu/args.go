@@ -127,31 +127,42 @@ func kernelArguments(accel hypervisor.Accel, steadyTSC bool) []string {
 
 // diskArguments describes a disk in JSON, in which a path needs no escaping. Flushes of
 // the guest reach the host's disk (the default, cache.no-flush=off), and what it discards
-// is given back. If the host's disk is full the machine pauses (the default werror).
+// is given back. If a write fails, on a full host say, the machine stops before the guest
+// learns of it, and tries again when it goes on.
 func diskArguments(i int, d hypervisor.Disk) []string {
-	node := func(suffix string) string { return fmt.Sprintf("disk%d%s", i, suffix) }
-	file := func(name, path string, readOnly bool) map[string]any {
-		return map[string]any{"node-name": name, "driver": "file", "filename": path, "read-only": readOnly, "discard": "unmap"}
-	}
-	format := map[string]any{
-		"node-name": node(""), "driver": d.Format, "file": node("-file"), "read-only": d.ReadOnly, "discard": "unmap",
-	}
-	nodes := []map[string]any{file(node("-file"), d.Path, d.ReadOnly)}
-	if d.Backing != "" {
-		// Given here, QEMU does not look at the name in the overlay's header.
-		nodes = append(nodes, file(node("-base-file"), d.Backing, true),
-			map[string]any{"node-name": node("-base"), "driver": "raw", "file": node("-base-file"), "read-only": true})
-		format["backing"] = node("-base")
-	}
+	top := fmt.Sprintf("disk%d", i)
 	var args []string
-	for _, n := range append(nodes, format) {
+	for _, n := range blockNodes(top, d) {
 		b, err := json.Marshal(n)
 		if err != nil {
 			panic(err) // strings and booleans only
 		}
 		args = append(args, "-blockdev", string(b))
 	}
-	return append(args, "-device", "virtio-blk-pci,iothread=io,drive="+node(""))
+	return append(args, "-device", "virtio-blk-pci,iothread=io,werror=stop,drive="+top)
+}
+
+// blockNodes describes a disk and what lies below it, the lowest first. Given that, QEMU
+// does not look at the names in headers.
+func blockNodes(name string, d hypervisor.Disk) (nodes []map[string]any) {
+	format := map[string]any{"node-name": name, "driver": d.Format, "file": name + "-file", "read-only": d.ReadOnly, "discard": "unmap"}
+	if d.Backing != nil {
+		below := *d.Backing
+		below.ReadOnly = true
+		nodes = blockNodes(name+"-base", below)
+		format["backing"] = name + "-base"
+	}
+	driver := "file"
+	if isBlockDevice(d.Path) {
+		driver = "host_device"
+	}
+	return append(nodes, map[string]any{"node-name": name + "-file", "driver": driver, "filename": d.Path,
+		"read-only": d.ReadOnly, "discard": "unmap"}, format)
+}
+
+func isBlockDevice(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice
 }
 
 // check refuses what QEMU would refuse in words for its developers, or misread.
@@ -221,24 +232,32 @@ func checkFile(path string) error {
 	return nil
 }
 
+// maxDepth bounds how many files lie on each other in a disk.
+const maxDepth = 8
+
 // checkDisk looks at a disk before QEMU opens it. An overlay is read with suspicion: the
 // guest's last VMM could write it, and a header can name any file of the host.
 func checkDisk(d hypervisor.Disk) error {
-	if err := checkFile(d.Path); err != nil {
-		return err
+	for depth := 0; ; depth++ {
+		if !isBlockDevice(d.Path) || !filepath.IsAbs(d.Path) {
+			if err := checkFile(d.Path); err != nil {
+				return err
+			}
+		}
+		switch {
+		case d.Format == "raw" && d.Backing == nil:
+			return nil
+		case d.Format != "qcow2" || d.Backing == nil || depth == maxDepth:
+			return errs.New(errs.Invalid, "the disk %s has the format %q with base %+v, which is not to be had", d.Path, d.Format, d.Backing)
+		}
+		h, err := qcow2.ReadHeader(d.Path)
+		if err != nil {
+			return errs.New(errs.Internal, "the disk %s is damaged", d.Path).Because(err)
+		}
+		if h.Backing != d.Backing.Path || h.BackingFormat != d.Backing.Format {
+			return errs.New(errs.Internal, "the disk %s lies on %s (%s), not on %s (%s) as it should",
+				d.Path, h.Backing, h.BackingFormat, d.Backing.Path, d.Backing.Format)
+		}
+		d = *d.Backing
 	}
-	switch {
-	case d.Format == "raw" && d.Backing == "":
-		return nil
-	case d.Format != "qcow2":
-		return errs.New(errs.Invalid, "the disk %s has the format %q with base %q, which is not to be had", d.Path, d.Format, d.Backing)
-	}
-	h, err := qcow2.ReadHeader(d.Path)
-	if err != nil {
-		return errs.New(errs.Internal, "the disk %s is damaged", d.Path).Because(err)
-	}
-	if d.Backing != "" && h.Backing != d.Backing {
-		return errs.New(errs.Internal, "the disk %s lies on %s, not on %s as it should", d.Path, h.Backing, d.Backing)
-	}
-	return checkFile(h.Backing)
 }

@@ -30,6 +30,7 @@ type machine struct {
 	letGo   context.CancelFunc
 	watched chan struct{} // closed when watch has returned
 	done    chan struct{} // closed when the process is gone
+	halts   chan string   // why the CPUs have stopped; holds the last reason nobody has read
 
 	mu       sync.Mutex
 	released bool // handle is closed
@@ -42,7 +43,7 @@ type machine struct {
 var _ hypervisor.Machine = (*machine)(nil)
 
 func newMachine(rec hypervisor.Record) *machine {
-	m := &machine{record: rec, slot: make(chan struct{}, 1), watched: make(chan struct{}), done: make(chan struct{})}
+	m := &machine{record: rec, slot: make(chan struct{}, 1), watched: make(chan struct{}), done: make(chan struct{}), halts: make(chan string, 1)}
 	m.held, m.letGo = context.WithCancel(context.Background())
 	return m
 }
@@ -70,12 +71,32 @@ func (m *machine) event(name string, data json.RawMessage) {
 		_ = json.Unmarshal(data, &m.shutdown)
 	case "BLOCK_IO_ERROR":
 		var e struct {
-			Reason string `json:"reason"`
+			Reason  string `json:"reason"`
+			Action  string `json:"action"`
+			NoSpace bool   `json:"nospace"`
 		}
 		_ = json.Unmarshal(data, &e)
 		m.ioError = e.Reason
+		if e.NoSpace {
+			m.ioError = "the host's filesystem is full"
+		}
+		if e.Action == "stop" {
+			m.halt(m.ioError)
+		}
 	}
 }
+
+// halt reports why the CPUs have stopped. Every write under way fails with an event of its
+// own; one of them is enough.
+func (m *machine) halt(why string) {
+	select {
+	case m.halts <- why:
+	default:
+	}
+}
+
+// Halts implements [hypervisor.Machine].
+func (m *machine) Halts() <-chan string { return m.halts }
 
 // watch waits for the process's end, which gone tells, or for Close.
 func (m *machine) watch(gone <-chan struct{}) {

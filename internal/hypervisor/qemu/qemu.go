@@ -152,6 +152,14 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	if answer.Name != machineName(rec.VMID) {
 		return nil, errs.New(errs.Conflict, "the socket of machine %s in %s is answered by %q", rec.VMID, rec.Dir, answer.Name)
 	}
+	// Who was to be told of a halt may have been away.
+	var status struct{ Status string }
+	if err := m.monitor.Execute(ctx, "query-status", nil, &status); err != nil {
+		return nil, fmt.Errorf("adopt machine %s: %w", rec.VMID, err)
+	}
+	if status.Status == "io-error" {
+		m.halt("a write to its disk failed")
+	}
 	if m.console, err = openConsole(ctx, rec.Dir, gapNote); err != nil {
 		return nil, fmt.Errorf("open the console of machine %s: %w", rec.VMID, err)
 	}

@@ -1,0 +1,115 @@
+package disk
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+)
+
+// maxDepth bounds how many volumes may lie on each other: an image, the overlay of a
+// template and that of a VM are three.
+const maxDepth = 8
+
+// Base is what volumes are made from and nobody writes to: an image, which is a raw file,
+// or a frozen volume.
+type Base struct {
+	Path   string `json:"path"`             // absolute
+	Bytes  int64  `json:"bytes"`            // virtual size, a multiple of SectorBytes
+	SHA256 string `json:"sha256,omitempty"` // of an image's file, in hexadecimal
+	Driver string `json:"driver,omitempty"` // of a frozen volume; empty: an image
+	On     *Base  `json:"on,omitempty"`     // what a frozen volume reads where it has no changes
+}
+
+// Check refuses a base that can't be read as it was when volumes were made of it: it is
+// gone, is no regular file, or has another size. What is below is checked
+// too. errs.Unavailable, with the reason.
+func (b Base) Check() error {
+	for depth, x := 0, &b; x != nil; depth, x = depth+1, x.On {
+		f, err := x.open()
+		if err != nil {
+			return err
+		}
+		f.Close() // it was only read
+		if depth == maxDepth {
+			return errs.New(errs.Invalid, "more than %d disks lie on each other below %s", maxDepth, b.Path)
+		}
+	}
+	return nil
+}
+
+// Open opens the base's file for reading once it has passed the same checks as in Check.
+func (b Base) Open() (*os.File, error) {
+	if err := b.Check(); err != nil {
+		return nil, err
+	}
+	return b.open()
+}
+
+func (b Base) open() (*os.File, error) {
+	unusable := func(format string, args ...any) *errs.Error {
+		return errs.New(errs.Unavailable, "the image file "+format, args...)
+	}
+	// Without O_NONBLOCK a FIFO in its place would hold the open for ever.
+	f, err := os.OpenFile(b.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, unusable("%s is gone", b.Path).Try("put it back; without it the disks made from it can't be read")
+	case err != nil:
+		return nil, unusable("%s can't be read", b.Path).Because(err)
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		err = unusable("%s can't be read", b.Path).Because(err)
+	case !info.Mode().IsRegular():
+		err = unusable("%s is no regular file", b.Path)
+	case b.On == nil && info.Size() != b.Bytes: // of an overlay only its driver knows
+		err = unusable("%s has %d bytes, and had %d when it was made", b.Path, info.Size(), b.Bytes).
+			Try("put the original back; disks made from it would read wrongly")
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Verify reads an image whole and compares it with its checksum. errs.Unavailable if it
+// differs.
+func (b Base) Verify(ctx context.Context) error {
+	f, err := b.Open()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, &reader{ctx, f}); err != nil {
+		return errs.New(errs.Unavailable, "the image file %s can't be read", b.Path).Because(err)
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != b.SHA256 {
+		return errs.New(errs.Unavailable, "the image file %s has changed: its sha256 is %s, and was %s", b.Path, got, b.SHA256).
+			Try("put the original back; disks made from it would read wrongly")
+	}
+	return nil
+}
+
+// reader ends a long read when its context does.
+type reader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}

@@ -1,0 +1,100 @@
+package dm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"banger/internal/disk"
+)
+
+// The file of changes is what the kernel's persistent exception store reads and writes
+// (drivers/md/dm-snap-persistent.c); all numbers are little-endian. A first chunk with the
+// header is followed by areas: a chunk of 256 entries, each of which says what chunk of the
+// disk is kept where, then the 256 chunks that they speak of.
+const (
+	chunkSectors = 8
+	chunkBytes   = chunkSectors * disk.SectorBytes
+	entryBytes   = 16
+	areaEntries  = chunkBytes / entryBytes
+	areaBytes    = (1 + areaEntries) * chunkBytes
+
+	cowMagic   = 0x70416e53 // "SnAp"
+	cowVersion = 1
+
+	// maxCow bounds the file, in bytes: ext4 has no larger ones than 16 TiB.
+	maxCow = 8 << 40
+)
+
+// validAt is where the header says whether the kernel has given the snapshot up, which it
+// does when a write to the file fails.
+const validAt = 4
+
+// cowBytes is the length of the file for a disk of that many bytes: room for every chunk,
+// so that only the host's filesystem can ever be full. It is a hole but for what is used.
+func cowBytes(virtualBytes int64) int64 {
+	chunks := (virtualBytes + chunkBytes - 1) / chunkBytes
+	areas := (chunks+areaEntries-1)/areaEntries + 1 // the kernel prepares the next area with the last entry of one
+	return min(chunkBytes+areas*areaBytes, maxCow)
+}
+
+// writeCow makes f the file of changes of a disk that has none yet. Written here, the header
+// tells a file that was emptied by hand from a new one, which the kernel would not.
+func writeCow(f *os.File, virtualBytes int64) error {
+	if err := f.Truncate(cowBytes(virtualBytes)); err != nil {
+		return err
+	}
+	var header []byte
+	for _, word := range []uint32{cowMagic, 1, cowVersion, chunkSectors} { // the second: it is valid
+		header = binary.LittleEndian.AppendUint32(header, word)
+	}
+	// Written whole, the kernel can write it again when there is no room for anything else.
+	_, err := f.WriteAt(append(header, make([]byte, chunkBytes-len(header))...), 0)
+	return err
+}
+
+// checkCow refuses a file of changes that the kernel would misread.
+func checkCow(r io.ReaderAt) error {
+	var header [16]byte
+	if _, err := r.ReadAt(header[:], 0); err != nil {
+		return err
+	}
+	word := func(i int) uint32 { return binary.LittleEndian.Uint32(header[4*i:]) }
+	switch {
+	case word(0) != cowMagic:
+		return errors.New("its file does not begin as one of changes does")
+	case word(2) != cowVersion || word(3) != chunkSectors:
+		return fmt.Errorf("its file has version %d and chunks of %d sectors, not %d and %d", word(2), word(3), cowVersion, chunkSectors)
+	}
+	return nil
+}
+
+// revive makes a file good again that the kernel has given up. It gives up a snapshot as a
+// whole since the writes under way are of unknown state. But an entry is written only after
+// the chunk that it speaks of, and no write was acknowledged since, so what the file holds is
+// what a power cut at that moment would have left.
+func revive(f *os.File) error {
+	_, err := f.WriteAt([]byte{1, 0, 0, 0}, validAt)
+	return err
+}
+
+// changedBytes adds up what a file of changes holds of the disk, in bytes. The kernel may be
+// at work on it.
+func changedBytes(r io.ReaderAt, fileBytes int64) (int64, error) {
+	n := int64(0)
+	area := make([]byte, chunkBytes)
+	for at := int64(chunkBytes); at+areaBytes <= fileBytes; at += areaBytes {
+		if _, err := r.ReadAt(area, at); err != nil {
+			return 0, err
+		}
+		for i := 0; i < chunkBytes; i += entryBytes {
+			if binary.LittleEndian.Uint64(area[i+8:]) == 0 { // where it is kept: never in the header's chunk
+				return n * chunkBytes, nil
+			}
+			n++
+		}
+	}
+	return n * chunkBytes, nil
+}
