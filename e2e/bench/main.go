@@ -44,6 +44,7 @@ type measurement struct {
 func run(out string, long bool, only string) (err error) {
 	all := []measurement{
 		{"disk_create", diskCreate}, {"cold_run", coldRun}, {"exec", execRatio}, {"cp", cpRatio},
+		{"clones", clones}, {"guest_io", guestIO}, {"many_disks", manyDisks},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
 	}

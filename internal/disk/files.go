@@ -24,6 +24,11 @@ func MakeFile(ctx context.Context, dir, name string, fill func(*os.File) error) 
 		return "", err
 	}
 	path = filepath.Join(dir, name)
+	// What an attempt left is thrown away, not reused: its owner and mode are unknown. And a
+	// rename onto a file would have ext4 write out the new one first.
+	if err := RemoveFile(dir, name); err != nil {
+		return "", err
+	}
 	err = writeNew(path+Unfinished, fill)
 	if err == nil {
 		err = host.Fault("rename a new disk")
@@ -38,10 +43,6 @@ func MakeFile(ctx context.Context, dir, name string, fill func(*os.File) error) 
 }
 
 func writeNew(path string, fill func(*os.File) error) error {
-	// What an attempt left is thrown away, not reused: its owner and mode are unknown.
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
