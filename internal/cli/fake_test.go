@@ -166,7 +166,7 @@ func (f *fake) create(r *http.Request) (any, *api.Error) {
 	f.next++
 	vm := &api.VM{ID: fmt.Sprintf("%012x", f.next), Name: req.Name, State: api.StateStopped, Image: req.Image, Kernel: "debian",
 		Backend: "qemu", Accel: "tcg", CPUs: 2, MemoryBytes: 1 << 30, CreatedAt: time.Now(), AutoRemove: req.AutoRemove,
-		Disk: api.Disk{Driver: "qcow2", VirtualBytes: 8 << 30, AllocatedBytes: 1 << 20}, Network: api.Network{Mode: "user", IP: "10.0.2.15"}}
+		Disk: api.Disk{Driver: "qcow2", VirtualBytes: 8 << 30, ChangedBytes: new(int64(512 << 10)), AllocatedBytes: 1 << 20}, Network: api.Network{Mode: "user", IP: "10.0.2.15"}}
 	if vm.Name == "" {
 		vm.Name = fmt.Sprintf("calm-otter-%d", f.next)
 	}
@@ -358,6 +358,16 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 		}
 		f.note("import %s %s %s", req.Name, filepath.Base(req.Path), filepath.Base(req.ModulesDir))
 		return f.begin("import", &api.VM{}), nil
+	})
+	handle("GET /v1/disk-usage", func(*http.Request) (any, *api.Error) {
+		freed := int64(3 << 20)
+		return []api.DiskUse{{Kind: "image", Name: "debian", SharedBytes: 300 << 20}, {Kind: "kernel", Name: "debian", ExclusiveBytes: 40 << 20},
+			{Kind: "vm", Name: "web", Driver: "qcow2", ExclusiveBytes: 5 << 20, SharedBytes: 300 << 20, FreedBytes: &freed},
+			{Kind: "vm", Name: "idle", Driver: "qcow2", ExclusiveBytes: 1 << 20, SharedBytes: 300 << 20}}, nil
+	})
+	handle("POST /v1/vms/{ref}/trim", func(r *http.Request) (any, *api.Error) {
+		_, err := f.find(r.PathValue("ref"))
+		return api.Trimmed{GuestBytes: 1 << 30, HostBytes: 3 << 20}, err
 	})
 	handle("GET /v1/runtime", func(*http.Request) (any, *api.Error) {
 		return api.Runtime{Path: "/opt/banger/runtime", Rule: "BANGER_RUNTIME_DIR"}, nil

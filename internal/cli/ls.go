@@ -91,12 +91,12 @@ func (a *app) formatted(line *template.Template, vms []api.VM) error {
 }
 
 func vmRows(vms []api.VM, now time.Time) [][]string {
-	head := []string{"NAME", "STATE", "IMAGE", "IP", "CPUS", "MEM", "DISK", "UPTIME", "START"}
+	head := []string{"NAME", "STATE", "IMAGE", "IP", "CPUS", "MEM", "DISK", "CHANGED", "UPTIME", "START"}
 	rows := [][]string{head}
 	for _, vm := range vms {
 		row := []string{
 			vm.Name, string(vm.State), vm.Image, vm.Network.IP, strconv.Itoa(vm.CPUs), bytesText(vm.MemoryBytes),
-			bytesText(vm.Disk.AllocatedBytes) + "/" + bytesText(vm.Disk.VirtualBytes), uptime(vm, now), startText(vm.Start),
+			vm.Disk.Driver + " " + bytesText(vm.Disk.AllocatedBytes) + "/" + bytesText(vm.Disk.VirtualBytes), changedText(vm.Disk), uptime(vm, now), startText(vm.Start),
 		}
 		if vm.Error != "" {
 			if len(rows[0]) == len(head) {
@@ -107,6 +107,14 @@ func vmRows(vms []api.VM, now time.Time) [][]string {
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// changedText tells how much of a disk differs from its image, if that can be told.
+func changedText(d api.Disk) string {
+	if d.ChangedBytes == nil {
+		return ""
+	}
+	return bytesText(*d.ChangedBytes)
 }
 
 func bytesText(n int64) string { return units.BytesSize(float64(n)) }

@@ -19,6 +19,7 @@ func (a *app) machineFlags(cmd *cobra.Command) *api.CreateVM {
 	f.IntVar(&cpus, "cpus", 0, "number of CPUs")
 	f.Var(size{&req.MemoryBytes}, "memory", "memory, as in 1G")
 	f.Var(size{&req.DiskBytes}, "disk", "size of its disk, as in 8G; at least the image's")
+	f.StringVar(&req.DiskDriver, "disk-driver", "", "what makes its disk: auto, qcow2, reflink, dm or copy")
 	f.StringVar(&req.Net, "net", "", "network: auto, bridge, user or none")
 	f.StringVar(&req.Accel, "accel", "", "acceleration: auto, kvm or tcg")
 	f.BoolVar(&req.Autostart, "autostart", false, "start it again after a restart of the host, if it ran then")

@@ -135,7 +135,7 @@ func (a *app) root() *cobra.Command {
 	group(vm)
 	vm.AddCommand(a.vmCommands()...)
 	root.AddCommand(vm)
-	for _, c := range []*cobra.Command{a.imageCommand(), a.kernelCommand(), a.runtimeCommand()} {
+	for _, c := range []*cobra.Command{a.imageCommand(), a.kernelCommand(), a.runtimeCommand(), a.diskCommand()} {
 		c.GroupID = groupAssets
 		root.AddCommand(c)
 	}

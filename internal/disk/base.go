@@ -1,11 +1,7 @@
 package disk
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 
@@ -80,36 +76,4 @@ func (b Base) open() (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-// Verify reads an image whole and compares it with its checksum. errs.Unavailable if it
-// differs.
-func (b Base) Verify(ctx context.Context) error {
-	f, err := b.Open()
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, &reader{ctx, f}); err != nil {
-		return errs.New(errs.Unavailable, "the image file %s can't be read", b.Path).Because(err)
-	}
-	if got := hex.EncodeToString(h.Sum(nil)); got != b.SHA256 {
-		return errs.New(errs.Unavailable, "the image file %s has changed: its sha256 is %s, and was %s", b.Path, got, b.SHA256).
-			Try("put the original back; disks made from it would read wrongly")
-	}
-	return nil
-}
-
-// reader ends a long read when its context does.
-type reader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *reader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
 }

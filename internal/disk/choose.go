@@ -52,11 +52,29 @@ func (s Set) Usage(v Volume) (Usage, error) {
 	return d.Usage(v)
 }
 
+// Extents yields what a volume holds itself; see [Driver].
+func (s Set) Extents(v Volume, yield func(offset, bytes int64)) error {
+	d, err := s.get(v.Driver)
+	if err != nil {
+		return err
+	}
+	return d.Extents(v, yield)
+}
+
 // Detach takes away what any driver has attached for the home; see [Driver].
 func (s Set) Detach(ctx context.Context, home Home) error {
 	var failed []error
 	for _, d := range s.Drivers {
 		failed = append(failed, d.Detach(ctx, home))
+	}
+	return errors.Join(failed...)
+}
+
+// Check tells why what is attached for the home has stopped to work; see [Driver].
+func (s Set) Check(home Home) error {
+	var failed []error
+	for _, d := range s.Drivers {
+		failed = append(failed, d.Check(home))
 	}
 	return errors.Join(failed...)
 }

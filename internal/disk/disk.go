@@ -83,12 +83,20 @@ type Driver interface {
 	// finished or not. Finding nothing is success. errs.Busy if the volume is open.
 	Detach(ctx context.Context, home Home) error
 
+	// Check tells why the volume attached for this home has stopped to work for good; nil
+	// while it works, and where none is attached. errs.Unavailable
+	Check(home Home) error
+
 	// Remove detaches, then takes away every file that Clone may have made, finished or
 	// not. Finding nothing is success, also when the directory itself is gone.
 	Remove(ctx context.Context, home Home) error
 
 	// Usage tells what the volume takes, attached or not. errs.NotFound: it is not there.
 	Usage(v Volume) (Usage, error)
+
+	// Extents yields, in any order, the ranges of the disk that the volume holds itself
+	// rather than its base, in bytes; a driver that can't tell yields all with data.
+	Extents(v Volume, yield func(offset, bytes int64)) error
 }
 
 // Sync returns once the volume is sure to be there after a power cut. A fresh one has no

@@ -55,5 +55,8 @@ func (r RawFile) Attach(_ context.Context, _ Home, v Volume) (Attached, error) {
 // Detach has nothing to do.
 func (r RawFile) Detach(context.Context, Home) error { return nil }
 
+// Check has nothing to tell: a file that can't be written to now can be later.
+func (r RawFile) Check(Home) error { return nil }
+
 // Remove takes away root.img.
 func (r RawFile) Remove(_ context.Context, home Home) error { return RemoveFile(home.Dir, rawName) }

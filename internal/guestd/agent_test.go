@@ -54,6 +54,12 @@ func (f *fakeSystem) GrowRoot(string) (proto.GrowRoot, error) {
 	return proto.GrowRoot{OldBytes: 1, NewBytes: 2}, nil
 }
 
+func (f *fakeSystem) Trim(string) (proto.Trim, error) { return proto.Trim{Bytes: 4096}, nil }
+
+func (f *fakeSystem) Free(_ string, offset int64) (proto.Free, error) {
+	return proto.Free{Ranges: [][2]int64{{offset, 512}}}, nil
+}
+
 func (f *fakeSystem) WaitBoot(_ context.Context, init string) (string, error) {
 	return "running", nil
 }

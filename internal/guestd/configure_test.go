@@ -162,6 +162,14 @@ func TestControlMethods(t *testing.T) {
 	if err := w.agent.Call(t.Context(), proto.MethodGrowRoot, nil, &grown); err != nil || grown.NewBytes != 2 {
 		t.Errorf("grow-root: %+v, %v", grown, err)
 	}
+	var trimmed proto.Trim
+	if err := w.agent.Call(t.Context(), proto.MethodTrim, nil, &trimmed); err != nil || trimmed.Bytes != 4096 {
+		t.Errorf("trim: %+v, %v", trimmed, err)
+	}
+	var free proto.Free
+	if err := w.agent.Call(t.Context(), proto.MethodFree, proto.FreeFrom{Offset: 7}, &free); err != nil || len(free.Ranges) != 1 || free.Ranges[0][0] != 7 {
+		t.Errorf("free: %+v, %v", free, err)
+	}
 	if err := w.agent.Call(t.Context(), "no-such", nil, nil); errs.KindOf(err) != errs.Invalid {
 		t.Errorf("unknown method: %v", err)
 	}

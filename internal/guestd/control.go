@@ -53,6 +53,14 @@ func (a *Agent) call(h proto.Header) (any, error) {
 		return proto.Boot{State: state}, err
 	case proto.MethodGrowRoot:
 		return a.System.GrowRoot(a.Root)
+	case proto.MethodTrim:
+		return a.System.Trim(a.Root)
+	case proto.MethodFree:
+		var from proto.FreeFrom
+		if err := decode(h, &from); err != nil {
+			return nil, err
+		}
+		return a.System.Free(a.Root, from.Offset)
 	}
 	return nil, errs.New(errs.Invalid, "the guest agent has no method %q", h.Method)
 }

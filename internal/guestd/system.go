@@ -21,6 +21,11 @@ type System interface {
 	// GrowRoot makes the filesystem at root fill its device.
 	GrowRoot(root string) (proto.GrowRoot, error)
 
+	// Trim tells the device of the filesystem at root what that does not need.
+	Trim(root string) (proto.Trim, error)
+	// Free lists what the filesystem at root does not need, from an offset on.
+	Free(root string, offset int64) (proto.Free, error)
+
 	// Exposed runs start, which starts a process that must not inherit the agent's
 	// protection from the OOM killer.
 	Exposed(start func() error) error

@@ -29,6 +29,7 @@ type Library interface {
 	BuildRuntime(ctx context.Context, o *op.Operation, req api.BuildRuntime) error
 	Verify(ctx context.Context, yield func(api.Verdict) bool)
 	Prune(ctx context.Context, dry bool) ([]api.File, error)
+	DiskUses(ctx context.Context) ([]api.DiskUse, error)
 }
 
 // Server serves the API.
@@ -62,6 +63,7 @@ func (s *Server) Handler(version string) http.Handler {
 	s.libraryRoutes(a)
 	s.daemonRoutes(a)
 	s.systemRoutes(a)
+	s.diskRoutes(a)
 	return mux
 }
 

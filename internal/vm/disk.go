@@ -27,8 +27,10 @@ type Disks interface {
 	Clone(ctx context.Context, driver string, base disk.Base, spec disk.Spec) (disk.Volume, error)
 	Attach(ctx context.Context, home disk.Home, v disk.Volume) (disk.Attached, error)
 	Detach(ctx context.Context, home disk.Home) error
+	Check(home disk.Home) error
 	Remove(ctx context.Context, home disk.Home) error
 	Usage(v disk.Volume) (disk.Usage, error)
+	Extents(v disk.Volume, yield func(offset, bytes int64)) error
 }
 
 func (m *Manager) home(id string) disk.Home { return disk.Home{ID: id, Dir: m.dir(id)} }
@@ -93,7 +95,7 @@ func (m *Manager) DiskUsage(v VM) disk.Usage {
 	return u
 }
 
-// halted records that a VM's machine has stopped by itself, for the reason given.
+// halted records that a VM's machine has stopped its CPUs by itself, for the reason given.
 func (m *Manager) halted(id string, r *running, why string) error {
 	v, unlock, err := m.lock(m.ctx, id, "paused by its machine")
 	if errs.KindOf(err) == errs.NotFound || m.ctx.Err() != nil {
@@ -107,6 +109,10 @@ func (m *Manager) halted(id string, r *running, why string) error {
 		return nil
 	}
 	m.Log.Warn("machine halted", "vm", id, "name", v.Name, "reason", why)
+	if lost := m.Disks.Check(m.home(id)); lost != nil { // no write can ever succeed
+		_, err := m.settle(m.ctx, v, Failed, lost.Error())
+		return err
+	}
 	_, err = m.update(m.ctx, id, "disk", func(x *VM) error {
 		return x.To(Paused, "a write to its disk failed: "+why+"; make room, then: banger resume "+x.Name)
 	})

@@ -153,6 +153,20 @@ func (d failingDisks) Clone(ctx context.Context, driver string, b disk.Base, s d
 	return v, err
 }
 
+func (d failingDisks) Attach(ctx context.Context, h disk.Home, v disk.Volume) (disk.Attached, error) {
+	a, err := d.Set.Attach(ctx, h, v)
+	if err == nil {
+		err = d.w.failing("attach")
+	}
+	return a, err
+}
+
+func (d failingDisks) Detach(ctx context.Context, h disk.Home) error {
+	return errors.Join(d.w.failing("detach"), d.Set.Detach(ctx, h))
+}
+
+func (d failingDisks) Check(disk.Home) error { return d.w.failing("disk check") }
+
 func (w *world) Image(name string) (image.Image, error) {
 	if name != "tiny" {
 		return image.Image{}, errs.New(errs.NotFound, "there is no image %q", name)

@@ -80,21 +80,20 @@ func revive(f *os.File) error {
 	return err
 }
 
-// changedBytes adds up what a file of changes holds of the disk, in bytes. The kernel may be
-// at work on it.
-func changedBytes(r io.ReaderAt, fileBytes int64) (int64, error) {
-	n := int64(0)
+// entries yields the ranges of the disk that a file of changes holds, in bytes. The kernel may
+// be at work on it.
+func entries(r io.ReaderAt, fileBytes int64, yield func(offset, bytes int64)) error {
 	area := make([]byte, chunkBytes)
 	for at := int64(chunkBytes); at+areaBytes <= fileBytes; at += areaBytes {
 		if _, err := r.ReadAt(area, at); err != nil {
-			return 0, err
+			return err
 		}
-		for i := 0; i < chunkBytes; i += entryBytes {
-			if binary.LittleEndian.Uint64(area[i+8:]) == 0 { // where it is kept: never in the header's chunk
-				return n * chunkBytes, nil
+		for e := area; len(e) > 0; e = e[entryBytes:] {
+			if binary.LittleEndian.Uint64(e[8:]) == 0 { // where it is kept: never in the header's chunk
+				return nil
 			}
-			n++
+			yield(int64(binary.LittleEndian.Uint64(e))*chunkBytes, chunkBytes)
 		}
 	}
-	return n * chunkBytes, nil
+	return nil
 }

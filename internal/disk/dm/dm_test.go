@@ -362,8 +362,8 @@ func TestCowBytesHasRoomForEveryChunk(t *testing.T) {
 	}
 }
 
-func TestChangedBytesCountsEntries(t *testing.T) {
-	for _, entries := range []int{0, 1, areaEntries - 1, areaEntries, areaEntries + 7} {
+func TestEntries(t *testing.T) {
+	for _, count := range []int{0, 1, areaEntries - 1, areaEntries, areaEntries + 7} {
 		path := filepath.Join(t.TempDir(), "cow")
 		f, err := os.Create(path)
 		if err != nil {
@@ -373,14 +373,16 @@ func TestChangedBytesCountsEntries(t *testing.T) {
 		if err := writeCow(f, 4<<20); err != nil {
 			t.Fatal(err)
 		}
-		for i := range entries {
+		for i := range count {
 			at := int64(chunkBytes) + int64(i/areaEntries)*areaBytes + int64(i%areaEntries)*entryBytes
 			if _, err := f.WriteAt([]byte{byte(i), byte(i >> 8), 0, 0, 0, 0, 0, 0, 2}, at); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n, err := changedBytes(f, cowBytes(4<<20)); err != nil || n != int64(entries)*chunkBytes {
-			t.Errorf("%d entries are %d bytes, %v", entries, n, err)
+		var last, n int64
+		err = entries(f, cowBytes(4<<20), func(offset, bytes int64) { last, n = offset, n+bytes })
+		if err != nil || n != int64(count)*chunkBytes || count > 0 && last != int64(count-1)*chunkBytes {
+			t.Errorf("%d entries are %d bytes, the last at %d, %v", count, n, last, err)
 		}
 	}
 }

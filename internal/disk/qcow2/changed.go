@@ -21,44 +21,49 @@ const (
 	l2Compressed = 1 << 62
 )
 
-// changed adds up how much of the disk the overlay holds itself, in bytes. QEMU may be at
-// work on it, so the sum is that of a moment which perhaps never was.
-func changed(f *os.File) (bytes int64, err error) {
+// held yields the ranges of the disk that the overlay holds itself, in bytes. QEMU may be at
+// work on it, so together they are those of a moment which perhaps never was.
+func held(f *os.File, yield func(offset, bytes int64)) error {
 	info, err := f.Stat()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	h, err := parseRaw(f, info.Size())
 	if err != nil {
-		return 0, err
+		return err
 	}
 	l1 := make([]byte, h.L1Size*8)
 	if _, err := f.ReadAt(l1, int64(h.L1TableOffset)); err != nil {
-		return 0, err
+		return err
 	}
 	l2 := make([]byte, clusterBytes)
-	for ; len(l1) > 0; l1 = l1[8:] {
-		at := binary.BigEndian.Uint64(l1) & offsetMask
+	for i := range int64(h.L1Size) {
+		at := binary.BigEndian.Uint64(l1[i*8:]) & offsetMask
 		if at == 0 || at > disk.MaxBytes {
 			continue
 		}
 		n, err := f.ReadAt(l2, int64(at))
 		if err != nil && !errors.Is(err, io.EOF) { // a table at the end may be short
-			return 0, err
+			return err
 		}
-		bytes += l2Bytes(l2[:n])
+		heldOfL2(l2[:n], i*l1Covers, yield)
 	}
-	return bytes, nil
+	return nil
 }
 
-// l2Bytes adds up what an L2 table maps to data. Each of its entries is followed by a
-// bitmap, whose low half tells which subclusters have some.
-func l2Bytes(table []byte) (bytes int64) {
-	for ; len(table) >= l2EntryBytes; table = table[l2EntryBytes:] {
-		if binary.BigEndian.Uint64(table)&l2Compressed == 0 {
-			allocated := uint32(binary.BigEndian.Uint64(table[8:]))
-			bytes += int64(bits.OnesCount32(allocated)) * subclusterBytes
+// heldOfL2 yields what an L2 table for the disk from start on maps to data. Each of its
+// entries is followed by a bitmap, whose low half tells which subclusters have some.
+func heldOfL2(table []byte, start int64, yield func(offset, bytes int64)) {
+	for ; len(table) >= l2EntryBytes; table, start = table[l2EntryBytes:], start+clusterBytes {
+		if binary.BigEndian.Uint64(table)&l2Compressed != 0 {
+			continue
+		}
+		allocated := uint32(binary.BigEndian.Uint64(table[8:]))
+		for at := 0; allocated>>at != 0; {
+			at += bits.TrailingZeros32(allocated >> at)
+			n := bits.TrailingZeros32(^(allocated >> at))
+			yield(start+int64(at)*subclusterBytes, int64(n)*subclusterBytes)
+			at += n
 		}
 	}
-	return bytes
 }

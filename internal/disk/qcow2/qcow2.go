@@ -147,6 +147,9 @@ func below(b *disk.Base) *disk.Attached {
 // Detach has nothing to do: QEMU opens files.
 func (Driver) Detach(context.Context, disk.Home) error { return nil }
 
+// Check has nothing to tell: a file that can't be written to now can be later.
+func (Driver) Check(disk.Home) error { return nil }
+
 // Remove takes away root.qcow2 and what an interrupted Clone has left.
 func (Driver) Remove(_ context.Context, home disk.Home) error {
 	return disk.RemoveFile(home.Dir, fileName)
@@ -164,7 +167,7 @@ func (Driver) Usage(v disk.Volume) (disk.Usage, error) {
 	if u.AllocatedBytes, err = disk.Allocated(f); err != nil {
 		return u, err
 	}
-	u.ChangedBytes, err = changed(f)
+	err = held(f, func(_, bytes int64) { u.ChangedBytes += bytes })
 	if errors.Is(err, errTorn) {
 		return u, errs.New(errs.NotFound, "the disk %s was never finished", v.Path)
 	}
@@ -172,4 +175,14 @@ func (Driver) Usage(v disk.Volume) (disk.Usage, error) {
 		return u, v.Damaged(err)
 	}
 	return u, nil
+}
+
+// Extents yields what the overlay holds.
+func (Driver) Extents(v disk.Volume, yield func(offset, bytes int64)) error {
+	f, err := v.OpenFile(-1)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return held(f, yield)
 }

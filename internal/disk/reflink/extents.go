@@ -30,24 +30,24 @@ type extent struct {
 	_                         [3]uint32
 }
 
-// exclusive adds up the extents of a file that no other file shares, in bytes.
-func exclusive(f *os.File) (bytes int64, err error) {
+// exclusive yields the extents of a file that no other file shares, in bytes.
+func exclusive(f *os.File, yield func(offset, bytes int64)) error {
 	var m fiemap
 	for at := uint64(0); ; {
 		m.start, m.length, m.capacity = at, ^uint64(0)-at, uint32(len(m.extents))
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsIocFiemap, uintptr(unsafe.Pointer(&m))); errno != 0 {
-			return 0, fmt.Errorf("list the extents of %s: %w", f.Name(), errno)
+			return fmt.Errorf("list the extents of %s: %w", f.Name(), errno)
 		}
 		if m.mapped == 0 {
-			return bytes, nil
+			return nil
 		}
 		for _, e := range m.extents[:min(m.mapped, m.capacity)] {
 			if e.flags&extentShared == 0 {
-				bytes += int64(e.length)
+				yield(int64(e.logical), int64(e.length))
 			}
 			at = e.logical + e.length
 			if e.flags&extentLast != 0 {
-				return bytes, nil
+				return nil
 			}
 		}
 	}

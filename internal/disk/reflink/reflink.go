@@ -74,6 +74,17 @@ func (Driver) Usage(v disk.Volume) (disk.Usage, error) {
 		return disk.Usage{}, err
 	}
 	defer f.Close()
-	n, err := exclusive(f)
+	n := int64(0)
+	err = exclusive(f, func(_, bytes int64) { n += bytes })
 	return disk.Usage{ChangedBytes: n, AllocatedBytes: n}, err
+}
+
+// Extents yields the blocks that the file has for itself.
+func (Driver) Extents(v disk.Volume, yield func(offset, bytes int64)) error {
+	f, err := v.OpenFile(-1)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return exclusive(f, yield)
 }

@@ -178,6 +178,8 @@ const (
 	MethodShutdown  = "shutdown"  // Shutdown → nothing; the machine then powers off or reboots
 	MethodWaitBoot  = "wait-boot" // nothing → Boot, once the image's init has finished its start
 	MethodGrowRoot  = "grow-root" // nothing → GrowRoot: the root filesystem fills its disk
+	MethodTrim      = "trim"      // nothing → Trim: the root filesystem tells its disk what it does not need
+	MethodFree      = "free"      // FreeFrom → Free: a part of what the root filesystem does not need
 )
 
 // Configure gives a machine its identity. It is sent after a cold boot, before the
@@ -246,6 +248,24 @@ type Boot struct {
 type GrowRoot struct {
 	OldBytes int64 `json:"old_bytes"`
 	NewBytes int64 `json:"new_bytes"`
+}
+
+// Trim says how much the root filesystem told its disk that it does not need: what it had
+// not told before, at least.
+type Trim struct {
+	Bytes int64 `json:"bytes"`
+}
+
+// FreeFrom asks for what is free from an offset of the disk on.
+type FreeFrom struct {
+	Offset int64 `json:"offset"`
+}
+
+// Free lists ranges of the root disk that no file uses: offset and length of each in bytes,
+// in order. The list goes on at Next, if that is not 0.
+type Free struct {
+	Ranges [][2]int64 `json:"ranges"`
+	Next   int64      `json:"next,omitempty"`
 }
 
 // ErrFrameTooLarge is returned for a frame longer than MaxFrame.

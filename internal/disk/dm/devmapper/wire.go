@@ -159,8 +159,9 @@ func text(b []byte) string {
 // Host makes requests of this host's kernel. Where it has no device-mapper, or the caller
 // is not root, they fail with fs.ErrNotExist or fs.ErrPermission.
 func Host(request uint, buf []byte) error {
-	// Opening the control loads the module; without it there is nothing to list.
-	if _, err := os.Stat("/sys/class/misc/device-mapper"); err != nil && request == unix.DM_LIST_DEVICES {
+	// Opening the control loads the module; without it there is nothing to look at.
+	looks := request == unix.DM_LIST_DEVICES || request == unix.DM_TABLE_STATUS
+	if _, err := os.Stat("/sys/class/misc/device-mapper"); err != nil && looks {
 		return err
 	}
 	f, err := os.OpenFile(controlPath, os.O_RDWR|unix.O_CLOEXEC, 0)
