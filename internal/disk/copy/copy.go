@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/disk"
+	"banger/internal/errs"
 )
 
 // step is how much is copied before the context is looked at again, in bytes.
@@ -24,8 +25,30 @@ func New() Driver { return Driver{disk.RawFile{Driver: "copy", Fill: fill}} }
 
 var _ disk.Driver = Driver{}
 
-// Probe finds nothing amiss: a copy can always be tried.
-func (Driver) Probe(context.Context, disk.Base, string) error { return nil }
+// Probe tells where there is no room for a copy: begun all the same, it would fill the host's
+// filesystem under everybody else before it failed.
+func (Driver) Probe(_ context.Context, base disk.Base, dir string) error {
+	if base.Path == "" {
+		return nil
+	}
+	f, err := base.Open()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	needed, err := disk.Allocated(f)
+	if err != nil {
+		return err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < needed {
+		return errs.New(errs.Unavailable, "a copy of %s takes %d MiB, and %d are free in %s", base.Path, needed>>20, free>>20, dir)
+	}
+	return nil
+}
 
 // Usage tells what the copy takes; what of it the guest has changed nobody knows.
 func (Driver) Usage(v disk.Volume) (disk.Usage, error) {

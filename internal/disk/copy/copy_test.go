@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"banger/internal/disk"
 	"banger/internal/disk/disktest"
+	"banger/internal/errs"
 )
 
 func TestConformance(t *testing.T) {
@@ -24,6 +26,12 @@ func TestNoRoomForTheData(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := disktest.MountTmpfs(t, "1m")
+	if err := New().Probe(t.Context(), base, dir); errs.KindOf(err) != errs.Unavailable || !strings.Contains(err.Error(), "takes 2 MiB") {
+		t.Errorf("probe: %v", err)
+	}
+	if err := New().Probe(t.Context(), base, t.TempDir()); err != nil {
+		t.Errorf("where there is room: %v", err)
+	}
 	if v, err := New().Clone(t.Context(), base, disk.Spec{Home: disk.Home{ID: "aa", Dir: dir}}); err == nil {
 		t.Errorf("%+v", v)
 	}

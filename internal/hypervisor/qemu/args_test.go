@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"banger/internal/disk"
+	"banger/internal/disk/loop"
 	"banger/internal/disk/qcow2"
 	"banger/internal/errs"
 	"banger/internal/hypervisor"
@@ -91,6 +92,54 @@ func TestCheckRefuses(t *testing.T) {
 		c.change(&spec)
 		if err := check(spec); errs.KindOf(err) != c.kind || err == nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A disk that is a block device is opened as one, whatever it holds.
+func TestBlockDevice(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: loop devices need root")
+	}
+	spec := goodSpec(t)
+	var loops loop.Loops
+	dev, err := loops.OpenNew(t.Context(), spec.Disks[0].Path, false)
+	if err != nil {
+		t.Skipf("SKIP: %v", err)
+	}
+	defer dev.Close()
+	spec.Disks = []hypervisor.Disk{{Path: dev.Path(), Format: "raw"}}
+	if err := check(spec); err != nil {
+		t.Error(err)
+	}
+	got := strings.Join(arguments(spec, false), " ")
+	if !strings.Contains(got, `"driver":"host_device","filename":"`+dev.Path()+`"`) || !strings.Contains(got, `"driver":"raw"`) {
+		t.Errorf("arguments: %s", got)
+	}
+}
+
+// A disk on a frozen overlay is described to the last file.
+func TestChain(t *testing.T) {
+	spec := goodSpec(t)
+	below := spec.Disks[0]
+	base := disk.Base{Path: below.Backing.Path, Bytes: 4096}
+	frozen := disk.Base{Path: below.Path, Bytes: 4096, Driver: "qcow2", On: &base}
+	v, err := qcow2.Driver{}.Clone(t.Context(), frozen, disk.Spec{Home: disk.Home{Dir: t.TempDir()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Disks = []hypervisor.Disk{{Path: v.Path, Format: "qcow2", Backing: &below}}
+	if err := check(spec); err != nil {
+		t.Error(err)
+	}
+	got := arguments(spec, false)
+	for _, want := range []string{
+		`{"backing":"disk0-base","discard":"unmap","driver":"qcow2","file":"disk0-file","node-name":"disk0","read-only":false}`,
+		`{"backing":"disk0-base-base","discard":"unmap","driver":"qcow2","file":"disk0-base-file","node-name":"disk0-base","read-only":true}`,
+		`{"discard":"unmap","driver":"raw","file":"disk0-base-base-file","node-name":"disk0-base-base","read-only":true}`,
+	} {
+		if !slices.Contains(got, want) {
+			t.Errorf("no %s in %q", want, got)
 		}
 	}
 }
