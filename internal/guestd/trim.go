@@ -1,7 +1,10 @@
 package guestd
 
 import (
+	"os"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/guest/proto"
 )
@@ -12,8 +15,22 @@ const fiTrim = 0xc0185879
 // Trim tells the device all that the filesystem at root does not need.
 func (l *Linux) Trim(root string) (proto.Trim, error) {
 	area := struct{ start, length, least uint64 }{length: ^uint64(0)}
-	err := fileIoctl(root, fiTrim, unsafe.Pointer(&area))
-	return proto.Trim{Bytes: int64(area.length)}, err // the kernel puts there what it trimmed
+	if err := fileIoctl(root, fiTrim, unsafe.Pointer(&area)); err != nil {
+		return proto.Trim{}, err
+	}
+	// The kernel has put there what it trimmed.
+	return proto.Trim{Bytes: int64(area.length)}, syncRoot(root)
+}
+
+// syncRoot writes out the filesystem and has its device flush, so that what the host sees of
+// the disk is what the guest does.
+func syncRoot(root string) error {
+	f, err := os.Open(root)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }
 
 // The ioctl and its structures are those of the kernel's linux/fsmap.h.
@@ -42,6 +59,11 @@ type fsmapHead struct {
 // Free lists what the filesystem at root does not need, as it stands in its bitmaps: a root
 // disk has no partitions, so that its offsets are the disk's.
 func (l *Linux) Free(root string, offset int64) (proto.Free, error) {
+	if offset == 0 {
+		if err := syncRoot(root); err != nil {
+			return proto.Free{}, err
+		}
+	}
 	all := ^uint32(0)
 	h := &fsmapHead{low: fsmap{physical: uint64(offset)}}
 	h.count = uint32(len(h.found))

@@ -136,6 +136,24 @@ func TestAFullHostPausesAVM(t *testing.T) {
 	}
 }
 
+func TestAFullHostFailsAStart(t *testing.T) {
+	w := newWorld(t)
+	m, end := w.daemon()
+	defer end()
+	v, err := create(t, m, vm.Request{Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop(t, m, v.ID)
+	w.set(func() { w.silent, w.halts = true, "the host's filesystem is full" })
+	if err := start(t, m, v.ID); err == nil || !strings.Contains(err.Error(), "filesystem is full") {
+		t.Errorf("started: %v", err)
+	}
+	if v, err := m.Find(t.Context(), "web"); err != nil || v.State != vm.Failed || kinds(t, m, v.ID) != "directory disk" {
+		t.Errorf("%s with %s, %v", v.State, kinds(t, m, v.ID), err)
+	}
+}
+
 func TestTheDiskDriverAskedFor(t *testing.T) {
 	w := newWorld(t)
 	m, end := w.daemon()

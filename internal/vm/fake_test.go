@@ -43,6 +43,7 @@ type world struct {
 	nextPID  int
 	fail     string   // the step that fails: launch, channel, configure, adopt, remove, disk
 	silent   bool     // guests never answer
+	halts    string   // why machines halt as soon as they are launched
 	boot     string   // what init says of its start
 	ignores  bool     // guests take no notice of a shutdown
 	froze    int      // how often guests have frozen their filesystem
@@ -205,6 +206,9 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 	m := &machine{w: w, done: make(chan struct{}), halts: make(chan string, 1), rec: hypervisor.Record{
 		VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
 	w.machines[spec.Dir] = m
+	if w.halts != "" {
+		m.halts <- w.halts
+	}
 	return m, nil
 }
 

@@ -153,10 +153,14 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 func (m *Manager) ready(ctx context.Context, v VM, r *running) error {
 	limited, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
-	go func() { // a machine that ends will never answer
+	var halted string
+	watched := make(chan struct{})
+	go func() { // a machine that ends or halts will never answer
+		defer close(watched)
+		defer cancel()
 		select {
 		case <-r.machine.Done():
-			cancel()
+		case halted = <-r.machine.Halts():
 		case <-limited.Done():
 		}
 	}()
@@ -165,7 +169,9 @@ func (m *Manager) ready(ctx context.Context, v VM, r *running) error {
 		err = m.configure(limited, v, g)
 	}
 	if err == nil {
-		return nil
+		cancel()
+		<-watched
+		return haltedEarly(v, halted)
 	}
 	select { // a connection that broke was perhaps the first sign of the machine's end
 	case <-r.machine.Done():
@@ -180,7 +186,22 @@ func (m *Manager) ready(ctx context.Context, v VM, r *running) error {
 	if errors.Is(limited.Err(), context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %v", readyLimit)
 	}
+	cancel()
+	<-watched
+	if err := haltedEarly(v, halted); err != nil {
+		return err
+	}
 	return neverReady{errs.New(errs.Unavailable, "the guest of VM %s never became ready", v.Name).Because(err)}
+}
+
+// haltedEarly is the error of a guest whose machine has halted for this reason, if any, before
+// it was ready. It stays as it is no more than other guests that are not.
+func haltedEarly(v VM, why string) error {
+	if why == "" {
+		return nil
+	}
+	return neverReady{errs.New(errs.Unavailable, "a write to the disk of VM %s failed while it was starting: %s", v.Name, why).
+		Try("make room on the host, then: banger start %s", v.Name)}
 }
 
 // initDone waits for the image's init to finish its start. It returns a note if that did
