@@ -36,11 +36,14 @@ func held(f *os.File, yield func(offset, bytes int64)) error {
 	if _, err := f.ReadAt(l1, int64(h.L1TableOffset)); err != nil {
 		return err
 	}
-	l2 := make([]byte, clusterBytes)
+	var l2 []byte // lists of many disks see few with a table
 	for i := range int64(h.L1Size) {
 		at := binary.BigEndian.Uint64(l1[i*8:]) & offsetMask
 		if at == 0 || at > disk.MaxBytes {
 			continue
+		}
+		if l2 == nil {
+			l2 = make([]byte, clusterBytes)
 		}
 		n, err := f.ReadAt(l2, int64(at))
 		if err != nil && !errors.Is(err, io.EOF) { // a table at the end may be short
