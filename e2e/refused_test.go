@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -104,15 +105,22 @@ func TestGuestThatNeverBecomesReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		content := make([]byte, 64<<20) // for the filesystem: nothing
-		if e.Name() == "manifest.json" {
-			raw, err := os.ReadFile(filepath.Join(from, e.Name()))
+		path := filepath.Join(image, e.Name())
+		if e.Name() != "manifest.json" { // the filesystem: nothing, of the same size
+			info, err := e.Info()
+			if err == nil {
+				err = errors.Join(os.WriteFile(path, nil, 0o644), os.Truncate(path, info.Size()))
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			content = []byte(strings.Replace(string(raw), `"tiny"`, `"broken"`, 1))
+			continue
 		}
-		if err := os.WriteFile(filepath.Join(image, e.Name()), content, 0o644); err != nil {
+		raw, err := os.ReadFile(filepath.Join(from, e.Name()))
+		if err == nil {
+			err = os.WriteFile(path, []byte(strings.Replace(string(raw), `"tiny"`, `"broken"`, 1)), 0o644)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
