@@ -27,6 +27,7 @@ type VM struct {
 	Kernel      string     `json:"kernel"`
 	Backend     string     `json:"backend" doc:"The VMM: qemu or firecracker"`
 	Accel       string     `json:"accel" doc:"kvm, or tcg: translated in software, which is no security boundary"`
+	Nested      bool       `json:"nested" doc:"Its CPU shows virtualization, so that it can run VMs itself"`
 	CPUs        int        `json:"cpus"`
 	MemoryBytes int64      `json:"memory_bytes"`
 	Disk        Disk       `json:"disk"`
@@ -76,6 +77,7 @@ type CreateVM struct {
 	DiskDriver  string   `json:"disk_driver,omitempty" doc:"auto, or a driver's name: qcow2, reflink, dm, copy"`
 	Net         string   `json:"net,omitempty" doc:"auto, user, none or bridge"`
 	Accel       string   `json:"accel,omitempty" doc:"auto, kvm or tcg"`
+	Nested      bool     `json:"nested,omitempty" doc:"Give it a CPU that shows virtualization, so that it can run VMs itself"`
 	Env         []string `json:"env,omitempty" doc:"K=V, for every command run in the VM"`
 	Start       bool     `json:"start" doc:"Start it too, and be done when the guest answers"`
 	Wait        string   `json:"wait,omitempty" doc:"boot: until the image's init has finished its start (default); agent: until the guest answers"`

@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/config"
 	"banger/internal/errs"
+	"banger/internal/host"
 )
 
 func options(t *testing.T) Options {
@@ -102,5 +103,17 @@ func TestDoctorWithoutABundle(t *testing.T) {
 	}
 	if len(found) != 5 || found["disks"] == "" || !strings.HasPrefix(found["runtime bundle"], "failed make one: banger runtime build") {
 		t.Errorf("found %q", found)
+	}
+}
+
+func TestCheckNesting(t *testing.T) {
+	for _, kvm := range []host.KVM{{Reason: "no svm"}, {Usable: true, Module: "kvm_amd", Nested: true}} {
+		if err := checkNesting(kvm); err != nil {
+			t.Errorf("%+v: %v", kvm, err)
+		}
+	}
+	err := checkNesting(host.KVM{Usable: true, Module: "kvm_intel"})
+	if errs.KindOf(err) != errs.Unavailable || !strings.Contains(err.Error(), "kvm_intel") || !strings.Contains(errs.HintOf(err), "modprobe kvm_intel nested=1") {
+		t.Errorf("nested is off: %v; %s", err, errs.HintOf(err))
 	}
 }

@@ -17,6 +17,8 @@ import (
 type KVM struct {
 	Usable bool
 	Reason string // a sentence fragment if not usable: "the CPU has neither vmx nor svm"
+	Module string // if usable: the kernel's, kvm_intel or kvm_amd
+	Nested bool   // if usable: its guests can be given virtualization in turn
 }
 
 // ProbeKVM looks for KVM under root ("/" but in tests). A node that opens proves little:
@@ -45,7 +47,10 @@ func ProbeKVM(root string) KVM {
 		return KVM{Reason: fmt.Sprintf("/dev/kvm can't be opened: %v", err.(*fs.PathError).Err)}
 	}
 	f.Close()
-	return KVM{Usable: true}
+	// "Y" of kvm_intel, "1" of kvm_amd; a module that has no such parameter can't do it.
+	nested, _ := os.ReadFile(filepath.Join(root, "sys/module", module, "parameters/nested"))
+	value := strings.TrimSpace(string(nested))
+	return KVM{Usable: true, Module: module, Nested: value == "Y" || value == "1"}
 }
 
 // SteadyTSC tells whether the time-stamp counters of the CPU go on at one rate in every

@@ -11,18 +11,23 @@ func TestProbeKVM(t *testing.T) {
 	const intel, amd = "processor\t: 0\nflags\t\t: fpu vmx sse\n", "flags : fpu svm\n"
 	for _, c := range []struct {
 		name, cpuinfo, module string
+		nested                string // the module's parameter
 		node                  bool
 		reason                string // empty: usable
+		canNest               bool
 	}{
-		{"Intel", intel, "kvm_intel", true, ""},
-		{"AMD", amd, "kvm_amd", true, ""},
-		{"a module that needs no CPU support", "flags : fpu sse\n", "kvm_pvm", true, "neither vmx nor svm"},
-		{"a flag's name inside another", "flags : fpu vmxoff nosvm\n", "kvm_intel", true, "neither vmx nor svm"},
-		{"a flag named in another field", "bugs : vmx\nflags : fpu\n", "kvm_intel", true, "neither vmx nor svm"},
-		{"the other vendor's module", intel, "kvm_amd", true, "kvm_intel is not loaded"},
-		{"no module", amd, "", true, "kvm_amd is not loaded"},
-		{"no node", intel, "kvm_intel", false, "/dev/kvm can't be opened: no such file"},
-		{"an empty cpuinfo", "", "kvm_intel", true, "neither vmx nor svm"},
+		{"Intel", intel, "kvm_intel", "Y\n", true, "", true},
+		{"Intel that does not nest", intel, "kvm_intel", "N\n", true, "", false},
+		{"AMD", amd, "kvm_amd", "1\n", true, "", true},
+		{"AMD that does not nest", amd, "kvm_amd", "0\n", true, "", false},
+		{"AMD that knows no nesting", amd, "kvm_amd", "", true, "", false},
+		{"a module that needs no CPU support", "flags : fpu sse\n", "kvm_pvm", "1", true, "neither vmx nor svm", false},
+		{"a flag's name inside another", "flags : fpu vmxoff nosvm\n", "kvm_intel", "Y", true, "neither vmx nor svm", false},
+		{"a flag named in another field", "bugs : vmx\nflags : fpu\n", "kvm_intel", "Y", true, "neither vmx nor svm", false},
+		{"the other vendor's module", intel, "kvm_amd", "1", true, "kvm_intel is not loaded", false},
+		{"no module", amd, "", "", true, "kvm_amd is not loaded", false},
+		{"no node", intel, "kvm_intel", "Y", false, "/dev/kvm can't be opened: no such file", false},
+		{"an empty cpuinfo", "", "kvm_intel", "Y", true, "neither vmx nor svm", false},
 	} {
 		root := t.TempDir()
 		write := func(path, text string) {
@@ -36,12 +41,18 @@ func TestProbeKVM(t *testing.T) {
 		}
 		write("proc/cpuinfo", c.cpuinfo)
 		if c.module != "" {
-			write("sys/module/"+c.module+"/parameters/nested", "N")
+			write("sys/module/"+c.module+"/parameters/npt", "Y")
+		}
+		if c.nested != "" {
+			write("sys/module/"+c.module+"/parameters/nested", c.nested)
 		}
 		if c.node {
 			write("dev/kvm", "")
 		}
 		got := ProbeKVM(root)
+		if got.Nested != c.canNest || got.Usable && got.Module != c.module {
+			t.Errorf("%s: %+v", c.name, got)
+		}
 		if got.Usable != (c.reason == "") || !strings.Contains(got.Reason, c.reason) {
 			t.Errorf("%s: %+v", c.name, got)
 		}

@@ -26,6 +26,7 @@ type MachineSpec struct {
 	VMID        string // for error messages and the process's title
 	Dir         string // private directory (0700): sockets and logs of this machine only
 	Accel       Accel
+	Nested      bool // the CPU shows virtualization, so that the guest can run machines itself
 	CPUs        int
 	MemoryBytes int64
 	Kernel      string   // an ELF vmlinux with a PVH note

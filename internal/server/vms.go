@@ -142,14 +142,14 @@ func request(c api.CreateVM) vm.Request {
 	return vm.Request{
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
 		DiskDriver: c.DiskDriver,
-		Net:        c.Net, Accel: c.Accel, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
+		Net:        c.Net, Accel: c.Accel, Nested: c.Nested, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
 	}
 }
 
 func (s *Server) show(v vm.VM) api.VM {
 	out := api.VM{
 		ID: v.ID, Name: v.Name, State: api.State(v.State), Image: v.Spec.Image, Kernel: v.Spec.Kernel,
-		Backend: "qemu", Accel: v.Spec.Accel, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
+		Backend: "qemu", Accel: v.Spec.Accel, Nested: v.Spec.Nested, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Disk:       s.showDisk(v),
 		Network:    api.Network{Mode: string(v.Spec.Net), MAC: v.MAC},
 		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Autostart: v.Spec.Autostart,

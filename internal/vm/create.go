@@ -24,6 +24,7 @@ type Request struct {
 	DiskDriver  string // empty: auto
 	Net         string
 	Accel       string
+	Nested      bool
 	Env         []string
 	AutoRemove  bool
 	Autostart   bool
@@ -128,7 +129,7 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 	if err != nil {
 		return v, err
 	}
-	if _, err := m.Hypervisor.Accel(ctx, v.Spec.Accel, k.Vmlinux); err != nil {
+	if _, err := m.Hypervisor.Accel(ctx, v.Spec, k.Vmlinux); err != nil {
 		return v, err
 	}
 	v.Base = disk.Base{Path: img.Path, Bytes: img.VirtualBytes, SHA256: img.SHA256}
@@ -162,7 +163,7 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 // fill checks a request and fills in the defaults.
 func (m *Manager) fill(req Request) (Spec, error) {
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
-		DiskDriver: req.DiskDriver, Accel: req.Accel, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease}
+		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease}
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
 			return s, err

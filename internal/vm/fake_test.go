@@ -186,8 +186,8 @@ func (w *world) Initramfs(context.Context, kernel.Kernel) (string, error) {
 	return "/k/initramfs", w.failing("initramfs")
 }
 
-func (w *world) Accel(_ context.Context, want, _ string) (hypervisor.Accel, error) {
-	if want == "kvm" {
+func (w *world) Accel(_ context.Context, spec vm.Spec, _ string) (hypervisor.Accel, error) {
+	if spec.Accel == "kvm" {
 		return "", errs.New(errs.Unavailable, "there is no KVM here")
 	}
 	return hypervisor.TCG, nil

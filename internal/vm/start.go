@@ -243,7 +243,7 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 	if err != nil {
 		return hypervisor.MachineSpec{}, err
 	}
-	accel, err := m.Hypervisor.Accel(ctx, v.Spec.Accel, k.Vmlinux)
+	accel, err := m.Hypervisor.Accel(ctx, v.Spec, k.Vmlinux)
 	if err != nil {
 		return hypervisor.MachineSpec{}, err
 	}
@@ -252,7 +252,7 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 		return hypervisor.MachineSpec{}, err
 	}
 	s := hypervisor.MachineSpec{
-		VMID: v.ID, Dir: m.dir(v.ID), Accel: accel,
+		VMID: v.ID, Dir: m.dir(v.ID), Accel: accel, Nested: v.Spec.Nested,
 		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Kernel: k.Vmlinux, Initramfs: initramfs,
 		// Units that images with separate /home and /var disks carry, which would

@@ -28,7 +28,8 @@ type Spec struct {
 	DiskBytes   int64    `json:"disk_bytes"`            // 0: the image's size
 	DiskDriver  string   `json:"disk_driver,omitempty"` // a driver's name, or auto
 	Net         Net      `json:"net"`
-	Accel       string   `json:"accel"` // auto, kvm or tcg
+	Accel       string   `json:"accel"`            // auto, kvm or tcg
+	Nested      bool     `json:"nested,omitempty"` // its CPU shows virtualization
 	Env         []string `json:"env,omitempty"`
 	AutoRemove  bool     `json:"auto_remove,omitempty"`
 	Lease       string   `json:"lease,omitempty"`     // removed when this lease ends
@@ -140,10 +141,11 @@ const (
 type Hypervisor interface {
 	hypervisor.Hypervisor
 
-	// Accel settles how a machine that is to boot this vmlinux is run: as asked for with
-	// kvm or tcg, or for auto with KVM where that is proven to work. errs.Unavailable if
-	// the VMM itself is missing.
-	Accel(ctx context.Context, want, vmlinux string) (hypervisor.Accel, error)
+	// Accel settles how a machine of this spec that is to boot this vmlinux is run: as
+	// asked for with kvm or tcg, or for auto with KVM where that is proven to work.
+	// errs.Unavailable if the VMM itself is missing, or the host's KVM can't give the spec
+	// the virtualization it asks for.
+	Accel(ctx context.Context, spec Spec, vmlinux string) (hypervisor.Accel, error)
 
 	// Remove ends the machine that was launched in dir for the VM, if one is there, and
 	// removes its sockets; logs stay. The record may be missing when a crash came

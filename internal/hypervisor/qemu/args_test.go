@@ -159,7 +159,7 @@ func TestArguments(t *testing.T) {
 	}
 	after("-name", "banger-3f2a")
 	after("-accel", "tcg,thread=multi,tb-size=128")
-	after("-cpu", "max,erms=off,fsrm=off")
+	after("-cpu", "max,svm=off,erms=off,fsrm=off")
 	after("-device", "virtio-serial-pci,max_ports=2")
 	after("-smp", "2")
 	after("-m", "512M")
@@ -187,8 +187,15 @@ func TestArguments(t *testing.T) {
 	spec.Accel = hypervisor.KVM
 	got = arguments(spec, true)
 	after("-accel", "kvm")
-	after("-cpu", "host")
+	after("-cpu", "host,vmx=off,svm=off")
 	if kernel := got[slices.Index(got, "-append")+1]; strings.Contains(kernel, "mitigations") || strings.Contains(kernel, "tsc=") {
 		t.Errorf("with KVM the guest has arguments for TCG: %q", kernel)
 	}
+
+	spec.Nested = true
+	got = arguments(spec, true)
+	after("-cpu", "host")
+	spec.Accel = hypervisor.TCG
+	got = arguments(spec, true)
+	after("-cpu", "EPYC,svm=on,erms=off")
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -168,7 +169,8 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	return m, nil
 }
 
-// lastWords returns the last lines that QEMU wrote, as one, or "".
+// lastWords returns the last lines that QEMU wrote before it gave up, as one, or "". Its
+// warnings, of CPU features that TCG lacks, say nothing of why.
 func lastWords(dir string) string {
 	f, err := os.Open(filepath.Join(dir, qemuLog))
 	if err != nil {
@@ -181,6 +183,7 @@ func lastWords(dir string) string {
 	}
 	b, _ := io.ReadAll(io.LimitReader(f, most))
 	lines := strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' || r == '\r' })
+	lines = slices.DeleteFunc(lines, func(line string) bool { return strings.Contains(line, ": warning: ") })
 	lines = lines[max(0, len(lines)-3):]
 	for i, line := range lines {
 		lines[i] = strings.TrimPrefix(line, DefaultBinary+": ")

@@ -38,6 +38,7 @@ func wantNoSockets(t *testing.T, dir string) {
 func TestLaunchTellsQEMUsLastWords(t *testing.T) {
 	for name, c := range map[string]struct{ program, want string }{
 		"with words":  {"echo 'qemu-system-x86_64: -m 5T: cannot set up guest memory' >&2; exit 1", "-m 5T: cannot set up guest memory"},
+		"warned":      {"echo 'qemu-system-x86_64: warning: no sha-ni' >&2; echo 'qemu-system-x86_64: no KVM' >&2; exit 1", "no KVM"},
 		"speechless":  {"exit 3", "exit status 3"},
 		"by a signal": {"kill -KILL $$", "signal: killed"},
 	} {
