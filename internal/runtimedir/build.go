@@ -27,7 +27,7 @@ import (
 // Options of a build.
 type Options struct {
 	// Only names the artefacts to make, as "kernel/debian", "image/tiny", "kernel" or
-	// "image"; empty means all.
+	// "image"; empty means all. Those that are optional must be named in full.
 	Only  []string
 	Force bool // make those that exist again
 }
@@ -58,10 +58,11 @@ type FileRecord struct {
 
 // artefact is one thing that a bundle has.
 type artefact struct {
-	name   string // "kernel/debian"
-	dir    string // relative to the bundle
-	make   func(ctx context.Context, progress Progress) error
-	source func() (string, error) // of what was made, for its record
+	name     string // "kernel/debian"
+	dir      string // relative to the bundle
+	optional bool   // made only when it is named in full
+	make     func(ctx context.Context, progress Progress) error
+	source   func() (string, error) // of what was made, for its record
 }
 
 // Build makes what the bundle in dir lacks. What can't be made is left out and its error
@@ -94,7 +95,7 @@ func Build(ctx context.Context, dir string, o Options, progress Progress) error 
 	}
 	var failed []error
 	for _, a := range all {
-		wanted := len(o.Only) == 0 || slices.ContainsFunc(o.Only, a.matches)
+		wanted := a.wanted(o.Only)
 		if err := a.update(ctx, dir, &record, wanted, wanted && o.Force, progress); err != nil {
 			failed = append(failed, err)
 		}
@@ -107,6 +108,14 @@ func Build(ctx context.Context, dir string, o Options, progress Progress) error 
 
 func (a artefact) matches(only string) bool {
 	return a.name == only || strings.HasPrefix(a.name, only+"/")
+}
+
+// wanted tells whether a build of these, or of all if there are none, makes it.
+func (a artefact) wanted(only []string) bool {
+	if a.optional {
+		return slices.Contains(only, a.name)
+	}
+	return len(only) == 0 || slices.ContainsFunc(only, a.matches)
 }
 
 func names(all []artefact) string {
@@ -169,8 +178,9 @@ func artefacts(dir string, spec Spec) []artefact {
 	}
 	for _, i := range spec.Images {
 		out = append(out, artefact{
-			name: "image/" + i.Name,
-			dir:  filepath.Join(imagesDir, i.Name),
+			name:     "image/" + i.Name,
+			dir:      filepath.Join(imagesDir, i.Name),
+			optional: i.Optional,
 			make: func(ctx context.Context, progress Progress) error {
 				return buildImage(ctx, images, i.Name, progress)
 			},

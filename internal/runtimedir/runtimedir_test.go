@@ -101,7 +101,7 @@ func TestParseSpec(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(spec.Kernels) != 1 || len(spec.Images) != 2 || len(spec.Programs) != 1 || spec.Kernels[0].Package != "linux-image-cloud-amd64" {
+	if len(spec.Kernels) != 1 || len(spec.Images) != 3 || len(spec.Programs) != 1 || spec.Kernels[0].Package != "linux-image-cloud-amd64" {
 		t.Errorf("parsed %+v", spec)
 	}
 	good := string(banger.RuntimeBundle)
@@ -118,6 +118,30 @@ func TestParseSpec(t *testing.T) {
 	} {
 		if _, err := ParseSpec([]byte(c.text)); errs.KindOf(err) != errs.Invalid || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%.40q…: %v, want %q", c.text, err, c.want)
+		}
+	}
+}
+
+// TestWanted asks for parts of the bundle as it is.
+func TestWanted(t *testing.T) {
+	spec, err := ParseSpec(banger.RuntimeBundle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ only, want []string }{
+		{nil, []string{"kernel/debian", "image/tiny", "image/debian"}},
+		{[]string{"image"}, []string{"image/tiny", "image/debian"}},
+		{[]string{"image/lab"}, []string{"image/lab"}},
+		{[]string{"kernel", "image/tiny"}, []string{"kernel/debian", "image/tiny"}},
+	} {
+		var got []string
+		for _, a := range artefacts(t.TempDir(), spec) {
+			if a.wanted(c.only) {
+				got = append(got, a.name)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("of %q it makes %q, want %q", c.only, got, c.want)
 		}
 	}
 }

@@ -36,6 +36,8 @@ type Kernel struct {
 // Image is a root filesystem with a built-in manifest.
 type Image struct {
 	Name string `toml:"name"`
+	// Optional tells that a build makes it only when it is asked for by name.
+	Optional bool `toml:"optional"`
 }
 
 // Program is a program that Debian does not have: a member of an archive at a URL.
