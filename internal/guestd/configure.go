@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -115,7 +116,7 @@ func (a *Agent) writeFiles(c proto.Configure) error {
 		all = append(all, r.write("etc/machine-id", []byte(c.MachineID+"\n"), 0o444))
 	}
 	if len(c.Nameservers) > 0 {
-		all = append(all, r.write("etc/resolv.conf", resolvConf(c.Nameservers, c.Search), 0o644))
+		all = append(all, r.setResolver(c.Nameservers, c.Search))
 	}
 	return errors.Join(all...)
 }
@@ -149,6 +150,26 @@ func hostsWith(old []byte, name string) []byte {
 		kept = append(kept, line)
 	}
 	return []byte(strings.Join(kept, "\n") + "\n")
+}
+
+// Where systemd-resolved keeps resolv.conf files of its making, and one place that it reads
+// its configuration from when it starts.
+const (
+	resolvedDir  = "run/systemd/resolve"
+	resolvedConf = "run/systemd/resolved.conf.d/banger.conf"
+)
+
+// setResolver tells the image's resolver of the nameservers. systemd-resolved writes anew
+// the file that /etc/resolv.conf then points to, so it is told in its own configuration.
+func (r rootfs) setResolver(nameservers, search []string) error {
+	path, err := r.resolve("etc/resolv.conf")
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(path, filepath.Join(string(r), resolvedDir)+"/") {
+		return r.write(resolvedConf, []byte("[Resolve]\nDNS="+strings.Join(nameservers, " ")+"\nDomains="+strings.Join(search, " ")+"\n"), 0o644)
+	}
+	return r.write("etc/resolv.conf", resolvConf(nameservers, search), 0o644)
 }
 
 func resolvConf(nameservers, search []string) []byte {

@@ -45,6 +45,18 @@ func TestConfigureWritesIdentity(t *testing.T) {
 	}
 }
 
+// systemd-resolved owns the file that resolv.conf then is.
+func TestConfigureTellsResolved(t *testing.T) {
+	w := newWorld(t)
+	put(t, w.root+"/run/systemd/resolve/stub-resolv.conf", "nameserver 127.0.0.53\n")
+	if err := os.Symlink("../run/systemd/resolve/stub-resolv.conf", w.root+"/etc/resolv.conf"); err != nil {
+		t.Fatal(err)
+	}
+	w.configure(t, proto.Configure{Nameservers: []string{"10.0.2.3", "10.0.2.4"}, Search: []string{"vm"}})
+	wantFile(t, w.root+"/run/systemd/resolved.conf.d/banger.conf", "[Resolve]\nDNS=10.0.2.3 10.0.2.4\nDomains=vm\n")
+	wantFile(t, w.root+"/etc/resolv.conf", "nameserver 127.0.0.53\n")
+}
+
 // What differs is written, what does not is left alone: its inode stays.
 func TestConfigureTouchesOnlyWhatDiffers(t *testing.T) {
 	w := newWorld(t)
