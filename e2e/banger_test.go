@@ -30,11 +30,13 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	bin = filepath.Join(root, "build", "bin")
-	build := exec.Command("make", "--no-print-directory", "-C", root, "build")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, out)
-		os.Exit(1)
+	if bin = os.Getenv("BANGER_BIN"); bin == "" { // set where there is no checkout, as in the lab
+		bin = filepath.Join(root, "build", "bin")
+		build := exec.Command("make", "--no-print-directory", "-C", root, "build")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, out)
+			os.Exit(1)
+		}
 	}
 	if os.Getenv("BANGER_RUNTIME_DIR") == "" {
 		os.Setenv("BANGER_RUNTIME_DIR", filepath.Join(root, "runtime"))

@@ -73,11 +73,16 @@ func Bundle(t testing.TB) (kernel, modules string) {
 	return kernel, modules
 }
 
-// Initramfs builds the test guest and packs it behind the modules. It returns the path.
-func Initramfs(t testing.TB, modules string) string {
+// EnvGuest names the built test guest, for hosts that have no Go.
+const EnvGuest = "BANGER_TEST_GUEST"
+
+// guest returns the path of the test guest, which it builds unless EnvGuest names it.
+func guest(t testing.TB) string {
 	t.Helper()
-	dir := t.TempDir()
-	program := filepath.Join(dir, "guest")
+	if program := os.Getenv(EnvGuest); program != "" {
+		return program
+	}
+	program := filepath.Join(t.TempDir(), "guest")
 	err := host.Run(t.Context(), host.Command{
 		Path: "go", Args: []string{"build", "-o", program, "banger/internal/hypervisor/hypervisortest/guest"},
 		Env: append(os.Environ(), "CGO_ENABLED=0"),
@@ -85,7 +90,13 @@ func Initramfs(t testing.TB, modules string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	init, err := os.ReadFile(program)
+	return program
+}
+
+// Initramfs packs the test guest behind the modules. It returns the path.
+func Initramfs(t testing.TB, modules string) string {
+	t.Helper()
+	init, err := os.ReadFile(guest(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +115,7 @@ func Initramfs(t testing.TB, modules string) string {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, "initramfs")
+	path := filepath.Join(t.TempDir(), "initramfs")
 	if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}

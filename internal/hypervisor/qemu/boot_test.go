@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -22,12 +23,27 @@ func needQEMU(t *testing.T) {
 	}
 }
 
-func TestConformance(t *testing.T) {
+// needKVM skips a test on a host without KVM; the lab has it.
+func needKVM(t *testing.T) {
+	t.Helper()
+	if kvm := host.ProbeKVM("/"); !kvm.Usable {
+		t.Skipf("SKIP: no KVM: %s", kvm.Reason)
+	}
+}
+
+func TestConformance(t *testing.T) { testConformance(t, hypervisor.TCG) }
+
+func TestConformanceKVM(t *testing.T) {
+	needKVM(t)
+	testConformance(t, hypervisor.KVM)
+}
+
+func testConformance(t *testing.T, accel hypervisor.Accel) {
 	needQEMU(t)
 	kernel, modules := hypervisortest.Bundle(t)
 	hypervisortest.Suite{
 		New:       func() hypervisor.Hypervisor { return New(DefaultBinary) },
-		Accel:     hypervisor.TCG,
+		Accel:     accel,
 		Kernel:    kernel,
 		Initramfs: hypervisortest.Initramfs(t, modules),
 	}.Run(t)
@@ -48,6 +64,23 @@ func TestProveBoots(t *testing.T) {
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory is left: %v", err)
+	}
+}
+
+// TestChooseKVM has the real KVM proven; the second answer is remembered, for nothing can
+// be proven in no time.
+func TestChooseKVM(t *testing.T) {
+	needQEMU(t)
+	needKVM(t)
+	kernel, _ := hypervisortest.Bundle(t)
+	cache := filepath.Join(t.TempDir(), "kvm.json")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 2 {
+		if v, err := New(DefaultBinary).Choose(ctx, kernel, cache); err != nil || v != (Verdict{Accel: hypervisor.KVM}) {
+			t.Errorf("got %+v, %v", v, err)
+		}
+		cancel()
 	}
 }
 

@@ -1,0 +1,35 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+
+	"banger/internal/host"
+)
+
+// TestKVM runs VMs with KVM, asked for and found by banger itself. The lab is a host that
+// has it (make test-lab).
+func TestKVM(t *testing.T) {
+	if kvm := host.ProbeKVM("/"); !kvm.Usable {
+		t.Skipf("SKIP: no KVM: %s", kvm.Reason)
+	}
+	b := newBanger(t)
+	if r := b.run("in\n", "run", "--rm", "--accel", "kvm", "--image", "tiny", "--", "sh", "-c", "cat; exit 3"); r.code != 3 || r.out != "in\n" {
+		t.Errorf("run with KVM: %+v", r)
+	}
+	if got := b.ok("doctor"); !strings.Contains(got, "KVM works here") {
+		t.Errorf("doctor says %q", got)
+	}
+	name := b.vm()
+	if vm := b.inspect(name); vm.Accel != "kvm" || len(vm.Notes) > 0 {
+		t.Errorf("a VM of a host with KVM has %s, with the notes %q", vm.Accel, vm.Notes)
+	}
+	if got := b.ok("exec", name, "--", "sh", "-c", "grep -cwE 'svm|vmx' /proc/cpuinfo || true"); got != "0\n" {
+		t.Errorf("%q of its CPUs show virtualization that was not asked for", got)
+	}
+	b.ok("restart", name)
+	b.killDaemon()
+	if got := b.ok("exec", name, "--", "hostname"); got != name+"\n" {
+		t.Errorf("after the daemon's death it calls itself %q", got)
+	}
+}
