@@ -45,6 +45,12 @@ build-faults: ## build the programs that can be told to fail or die at any step,
 runtime: deps build ## build what the runtime bundle in ./runtime lacks
 	@$(SCRATCH) $(BIN)/banger runtime build; status=$$?; $(SCRATCH) $(BIN)/banger daemon stop; exit $$status
 
+lab: deps build ## boot the lab, a VM that is a whole host, to work in
+	go run ./e2e/lab up
+
+test-lab: deps build ## pass the tests that need such a host; ARGS='-keep internal/disk' for some, in a lab that stays
+	go run ./e2e/lab test $(ARGS)
+
 bench: deps build runtime ## measure; every figure is a ratio against a bare baseline, also in build/bench.json
 	$(GO) run ./e2e/bench -o build/bench.json
 
@@ -52,6 +58,7 @@ bench-long: deps build runtime ## the measurements that take long: 200 starts, h
 	$(GO) run ./e2e/bench -long -o build/bench-long.json
 
 clean: ## remove what was built, but not the runtime bundle
+	@[ ! -x $(BIN)/banger ] || go run ./e2e/lab down
 	rm -rf build $(AGENT)
 
-.PHONY: help demo test test-long check deps build build-faults runtime bench bench-long clean
+.PHONY: help demo test test-long check deps build build-faults runtime lab test-lab bench bench-long clean

@@ -146,6 +146,9 @@ func (s Suite) launch(t *testing.T, spec hypervisor.MachineSpec) hypervisor.Mach
 	}
 	process := m.Record().Process
 	t.Cleanup(func() {
+		if t.Failed() {
+			explain(t, m)
+		}
 		m.Close()
 		h, err := process.Open()
 		if err != nil {
@@ -157,6 +160,20 @@ func (s Suite) launch(t *testing.T, spec hypervisor.MachineSpec) hypervisor.Mach
 		}
 	})
 	return m
+}
+
+// explain tells how a machine fared whose test has failed. One that has just dropped its
+// connections gets the time to end.
+func explain(t *testing.T, m hypervisor.Machine) {
+	const grace, most = 2 * time.Second, 2 << 10
+	select {
+	case <-m.Done():
+		t.Logf("the machine ended: %s", m.Exit().Reason)
+	case <-time.After(grace):
+		t.Log("the machine runs")
+	}
+	log := logOf(t, m)
+	t.Logf("its console said last: %q", log[max(0, len(log)-most):])
 }
 
 // line is a conversation with the guest.

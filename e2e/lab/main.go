@@ -1,0 +1,143 @@
+// Command lab runs tests on a host that this one need not be: a VM of banger's own, with
+// systemd, device-mapper, vsock, nftables and, by nested virtualization, KVM.
+//
+//	lab up                   build what is missing and boot the lab, if it does not run
+//	lab test [-keep] [NAME…] run the suites, or those whose package begins so, in a fresh lab
+//	lab down                 remove the lab
+//
+// With -keep a lab that runs is used, and stays. The suites are listed in suites.go.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+}
+
+var errUsage = errors.New("usage: lab up | test [-keep] [NAME…] | down")
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errUsage
+	}
+	l, err := newLab()
+	if err != nil {
+		return err
+	}
+	switch verb, args := args[0], args[1:]; verb {
+	case "up":
+		if err := l.up(ctx); err != nil {
+			return err
+		}
+		fmt.Printf("the lab runs; work in it with\n  BANGER_STATE_DIR=%s %s exec -t %s -- bash\n", l.state, l.banger, vmName)
+		return nil
+	case "test":
+		flags := flag.NewFlagSet("lab test", flag.ContinueOnError)
+		keep := flags.Bool("keep", false, "use a lab that runs, and leave it")
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		return l.test(ctx, *keep, flags.Args())
+	case "down":
+		return l.down()
+	default:
+		return errUsage
+	}
+}
+
+// test runs the suites whose package begins with one of the names, all if there are none.
+func (l *lab) test(ctx context.Context, keep bool, names []string) (err error) {
+	begin := time.Now()
+	chosen, err := choose(suites, names)
+	if err != nil {
+		return err
+	}
+	if err := l.compile(ctx, chosen); err != nil {
+		return err
+	}
+	if !keep {
+		if err := l.down(); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, l.down()) }()
+	}
+	if err := l.up(ctx); err != nil {
+		return err
+	}
+	ready := time.Now()
+	if err := l.install(ctx, chosen); err != nil {
+		return err
+	}
+	var r report
+	for _, s := range chosen {
+		fmt.Printf("=== %s\n", s)
+		l.runSuite(ctx, s, r.suite(s.String(), os.Stdout))
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	fmt.Printf("%sready after %.0f s, tested in %.0f s\n", r.summary(), ready.Sub(begin).Seconds(), time.Since(ready).Seconds())
+	if r.failed() {
+		return errors.New("not all tests passed")
+	}
+	return nil
+}
+
+// choose picks the suites whose package begins with one of the names.
+func choose(all []suite, names []string) ([]suite, error) {
+	if len(names) == 0 {
+		return all, nil
+	}
+	var chosen []suite
+	used := map[string]bool{}
+	for _, s := range all {
+		for _, name := range names {
+			if strings.HasPrefix(s.pkg, strings.TrimPrefix(filepath.ToSlash(filepath.Clean(name)), "./")) {
+				used[name] = true
+				if len(chosen) == 0 || chosen[len(chosen)-1] != s {
+					chosen = append(chosen, s)
+				}
+			}
+		}
+	}
+	for _, name := range names {
+		if !used[name] {
+			return nil, fmt.Errorf("no suite of the lab begins with %q; suites.go lists them", name)
+		}
+	}
+	return chosen, nil
+}
+
+// bangerFailed is the exit code of banger exec when not the command failed but banger.
+const bangerFailed = 125
+
+// runSuite runs a suite in the lab and tells the report how it ended.
+func (l *lab) runSuite(ctx context.Context, s suite, r *suiteReport) {
+	limited, cancel := context.WithTimeout(ctx, s.limit+time.Minute) // the suite's own limit comes first, with a trace
+	defer cancel()
+	err := l.exec(limited, r, os.Stderr, s.command())
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == bangerFailed && ctx.Err() == nil {
+		l.showConsole()
+	}
+	if limited.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("it did not end within %v", s.limit)
+	}
+	r.end(err)
+}
