@@ -29,7 +29,15 @@ func main() {
 	out := flag.String("o", "build/bench.json", "file to write")
 	long := flag.Bool("long", false, "do the measurements that take long instead")
 	only := flag.String("only", "", "do only the measurement of this name")
+	names := flag.Bool("serve-dns", false, "be the name server that is measured")
 	flag.Parse()
+	if *names {
+		if err := serveDNS(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: serve DNS:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*out, *long, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -47,6 +55,7 @@ func run(out string, long bool, only string) (err error) {
 		{"clones", clones}, {"guest_io", guestIO}, {"many_disks", manyDisks},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
+		{"dns", dnsFigures},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}}

@@ -7,27 +7,28 @@ import (
 	"github.com/miekg/dns"
 )
 
-// ServeDNS answers one message; it implements dns.Handler.
+// ServeDNS answers one message that came by TCP; it implements dns.Handler.
 func (l *Listener) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
-	resp := l.respond(req, w.RemoteAddr())
+	resp := l.local(req, w.RemoteAddr())
 	if resp == nil {
-		return
+		resp = l.server.forward.answer(req)
+		finish(req, resp)
 	}
-	size := dns.MaxMsgSize
-	if _, udp := w.RemoteAddr().(*net.UDPAddr); udp {
-		size = dns.MinMsgSize
-		if opt := req.IsEdns0(); opt != nil {
-			size = min(max(size, int(opt.UDPSize())), udpSize)
-		}
-	}
-	resp.Truncate(size)
+	fit(resp, dns.MaxMsgSize)
 	_ = w.WriteMsg(resp) // who asked may be gone
 }
 
-// respond makes the answer to a message with one question.
-func (l *Listener) respond(req *dns.Msg, from net.Addr) *dns.Msg {
+// fit shortens an answer to what its asker takes. Our own are short: measuring them would
+// take longer than making them.
+func fit(resp *dns.Msg, size int) {
+	if !resp.Authoritative {
+		resp.Truncate(size)
+	}
+}
+
+// local makes the answer to a message with one question, unless it is to be forwarded.
+func (l *Listener) local(req *dns.Msg, from net.Addr) (resp *dns.Msg) {
 	opt, one := edns(req)
-	var resp *dns.Msg
 	switch q := req.Question[0]; {
 	case req.Opcode != dns.OpcodeQuery:
 		resp = new(dns.Msg).SetRcode(req, dns.RcodeNotImplemented)
@@ -39,16 +40,25 @@ func (l *Listener) respond(req *dns.Msg, from net.Addr) *dns.Msg {
 		resp = new(dns.Msg).SetRcode(req, dns.RcodeRefused)
 	default:
 		z := l.server.zone.Load()
-		if a, ours := z.answer(q); ours {
+		a, ours := z.answer(q)
+		switch {
+		case ours:
 			resp = z.message(req, a)
-		} else {
-			resp = l.rest(req, from)
+		case !l.forwards(from):
+			resp = new(dns.Msg).SetRcode(req, dns.RcodeRefused)
+		default:
+			return nil
 		}
 	}
-	if resp != nil && opt != nil {
+	finish(req, resp)
+	return resp
+}
+
+// finish gives an answer its OPT record, if the question had one.
+func finish(req, resp *dns.Msg) {
+	if opt, _ := edns(req); opt != nil {
 		resp.SetEdns0(udpSize, opt.Do())
 	}
-	return resp
 }
 
 // edns returns the message's OPT record, if it has one; one is false if it has several.
@@ -76,21 +86,16 @@ func (z *zone) message(req *dns.Msg, a answer) *dns.Msg {
 	return resp
 }
 
-// rest deals with a question that is not about our zones: it is forwarded for guests. The
-// host has resolvers of its own; one of them that asks here has been told to, and would be
-// asked in turn.
-func (l *Listener) rest(req *dns.Msg, from net.Addr) *dns.Msg {
-	if !l.guests || l.server.fromHost(from) {
-		return new(dns.Msg).SetRcode(req, dns.RcodeRefused)
+// forwards tells whether what is not about our zones is forwarded for who asks: for guests.
+// The host has resolvers of its own; one of them that asks here has been told to, and would
+// be asked in turn. To reach an address of its own Linux sends from that very address,
+// unless a program wants another.
+func (l *Listener) forwards(from net.Addr) bool {
+	if !l.guests {
+		return false
 	}
-	return l.server.forward.answer(req)
-}
-
-// fromHost tells whether a question comes from the host itself. To reach an address of its own
-// Linux sends from that very address, unless a program asks for another.
-func (s *Server) fromHost(from net.Addr) bool {
 	addr := addrOf(from)
-	return addr.IsLoopback() || s.isOwn(addr)
+	return !addr.IsLoopback() && !l.server.isOwn(addr)
 }
 
 func addrOf(a net.Addr) netip.Addr {

@@ -96,7 +96,7 @@ type Listener struct {
 	server *Server
 	guests bool
 	addr   netip.AddrPort
-	udp    *dns.Server
+	udp    *net.UDPConn
 	tcp    *dns.Server
 	served sync.WaitGroup
 	once   sync.Once
@@ -117,25 +117,23 @@ func (s *Server) listen(addr netip.AddrPort, guests bool) (*Listener, error) {
 			Try("see what else listens there: ss -lnup 'sport = :%d'", addr.Port())
 	}
 	l := &Listener{server: s, guests: guests, addr: packets.LocalAddr().(*net.UDPAddr).AddrPort()}
+	l.udp = packets
 	l.addr = netip.AddrPortFrom(l.addr.Addr().Unmap(), l.addr.Port())
 	s.mu.Lock()
 	s.own = append(s.own, l.addr)
 	s.mu.Unlock()
-	l.udp = &dns.Server{PacketConn: packets, Handler: l, UDPSize: udpSize}
+	l.served.Go(newUDPServer(l, packets).serve)
+	started, failed := make(chan struct{}), make(chan error, 1)
 	l.tcp = &dns.Server{Listener: netutil.LimitListener(stream, maxConns), Handler: l, ReadTimeout: idleLimit,
-		WriteTimeout: idleLimit, IdleTimeout: func() time.Duration { return idleLimit }}
-	for _, d := range []*dns.Server{l.udp, l.tcp} {
-		started := make(chan struct{})
-		d.NotifyStartedFunc = func() { close(started) }
-		failed := make(chan error, 1)
-		l.served.Go(func() { failed <- d.ActivateAndServe() })
-		select {
-		case <-started:
-		case err := <-failed:
-			return nil, errors.Join(err, l.Close())
-		}
+		WriteTimeout: idleLimit, IdleTimeout: func() time.Duration { return idleLimit },
+		NotifyStartedFunc: func() { close(started) }}
+	l.served.Go(func() { failed <- l.tcp.ActivateAndServe() })
+	select {
+	case <-started:
+		return l, nil
+	case err := <-failed:
+		return nil, errors.Join(err, l.Close())
 	}
-	return l, nil
 }
 
 // sockets opens a UDP and a TCP socket on the same port.
@@ -180,10 +178,9 @@ func (l *Listener) Close() error {
 	l.once.Do(func() {
 		now, cancel := context.WithCancel(context.Background())
 		cancel() // do not wait for connections
-		for _, d := range []*dns.Server{l.udp, l.tcp} {
-			if err := d.ShutdownContext(now); err != nil && !errors.Is(err, context.Canceled) {
-				l.err = errors.Join(l.err, fmt.Errorf("stop answering on %s: %w", l.addr, err))
-			}
+		l.err = l.udp.Close()
+		if err := l.tcp.ShutdownContext(now); err != nil && !errors.Is(err, context.Canceled) {
+			l.err = errors.Join(l.err, fmt.Errorf("stop answering on %s: %w", l.addr, err))
 		}
 		l.served.Wait()
 		s := l.server
