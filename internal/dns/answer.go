@@ -9,7 +9,7 @@ import (
 
 // ServeDNS answers one message that came by TCP; it implements dns.Handler.
 func (l *Listener) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
-	resp := l.local(req, w.RemoteAddr())
+	resp := l.local(l.server.zone.Load(), req, w.RemoteAddr())
 	if resp == nil {
 		resp = l.server.forward.answer(req)
 		finish(req, resp)
@@ -27,7 +27,7 @@ func fit(resp *dns.Msg, size int) {
 }
 
 // local makes the answer to a message with one question, unless it is to be forwarded.
-func (l *Listener) local(req *dns.Msg, from net.Addr) (resp *dns.Msg) {
+func (l *Listener) local(z *zone, req *dns.Msg, from net.Addr) (resp *dns.Msg) {
 	opt, one := edns(req)
 	switch q := req.Question[0]; {
 	case req.Opcode != dns.OpcodeQuery:
@@ -39,7 +39,6 @@ func (l *Listener) local(req *dns.Msg, from net.Addr) (resp *dns.Msg) {
 	case q.Qtype == dns.TypeAXFR || q.Qtype == dns.TypeIXFR:
 		resp = new(dns.Msg).SetRcode(req, dns.RcodeRefused)
 	default:
-		z := l.server.zone.Load()
 		a, ours := z.answer(q)
 		switch {
 		case ours:

@@ -3,6 +3,7 @@ package dns
 import (
 	"errors"
 	"net"
+	"slices"
 
 	"github.com/miekg/dns"
 	"golang.org/x/net/ipv4"
@@ -12,6 +13,13 @@ import (
 // the calls of the kernel are what costs most.
 const batch = 64
 
+// The answers that are kept to be given again are at most keepAnswers, to questions of at most
+// keepLength bytes.
+const (
+	keepAnswers = 2048
+	keepLength  = 128
+)
+
 // udpServer answers the messages that come on a socket: those about our zones at once, in
 // turn, which takes microseconds; those that are forwarded each in its own time.
 type udpServer struct {
@@ -20,6 +28,11 @@ type udpServer struct {
 	packets  *ipv4.PacketConn
 	out      []ipv4.Message
 	bufs     [batch][]byte // for the answers in out
+
+	// What a zone answers to a message depends on that alone, its id apart: answers from
+	// kept, by the rest of the message, are good as long as the zone is the same.
+	zone *zone
+	kept map[string][]byte
 }
 
 func newUDPServer(l *Listener, conn *net.UDPConn) *udpServer {
@@ -53,29 +66,43 @@ func (s *udpServer) serve() {
 
 // take deals with one message.
 func (s *udpServer) take(wire []byte, from net.Addr) {
+	if z := s.listener.server.zone.Load(); z != s.zone || len(s.kept) == keepAnswers {
+		s.zone, s.kept = z, map[string][]byte{}
+	}
+	if len(wire) < 12 {
+		return // shorter than a header
+	}
+	if known, ok := s.kept[string(wire[2:])]; ok {
+		s.send(append(append(s.buffer(), wire[:2]...), known...), from)
+		return
+	}
 	req, resp := receive(wire)
-	switch {
-	case resp != nil:
-		s.answer(resp, from)
-	case req == nil:
-	default:
-		if resp = s.listener.local(req, from); resp != nil {
-			fit(resp, udpLimit(req))
-			s.answer(resp, from)
+	if req == nil && resp == nil {
+		return
+	}
+	if req != nil {
+		if resp = s.listener.local(s.zone, req, from); resp == nil {
+			go s.forward(req, from)
 			return
 		}
-		go s.forward(req, from)
+		fit(resp, udpLimit(req))
 	}
-}
-
-// answer puts an answer to those that the next flush sends.
-func (s *udpServer) answer(resp *dns.Msg, to net.Addr) {
-	buf := s.bufs[len(s.out)]
-	wire, err := resp.PackBuffer(buf)
+	answer, err := resp.PackBuffer(s.buffer()[:udpSize])
 	if err != nil {
 		return // of nothing that a message can ask for
 	}
-	s.out = append(s.out, ipv4.Message{Buffers: [][]byte{wire}, Addr: to})
+	if resp.Authoritative && len(wire) <= keepLength {
+		s.kept[string(wire[2:])] = slices.Clone(answer[2:])
+	}
+	s.send(answer, from)
+}
+
+// buffer returns where the next answer is to be written.
+func (s *udpServer) buffer() []byte { return s.bufs[len(s.out)][:0] }
+
+// send puts an answer to those that the next flush sends.
+func (s *udpServer) send(answer []byte, to net.Addr) {
+	s.out = append(s.out, ipv4.Message{Buffers: [][]byte{answer}, Addr: to})
 }
 
 // flush sends what is to be sent. What the kernel refuses, to one who can't be reached say, is
@@ -105,7 +132,7 @@ func receive(wire []byte) (req, resp *dns.Msg) {
 	req = new(dns.Msg)
 	err := req.Unpack(wire)
 	switch {
-	case len(wire) < 12 || req.Response: // an answer is never answered
+	case req.Response: // an answer is never answered
 		return nil, nil
 	case req.Opcode != dns.OpcodeQuery:
 		return nil, new(dns.Msg).SetRcode(req, dns.RcodeNotImplemented)
