@@ -248,6 +248,9 @@ func TestNothingIsLost(t *testing.T) {
 				return
 			}
 			defer conn.Close()
+			if err := conn.(*net.UDPConn).SetReadBuffer(socketBuffer); err != nil { // nor may the asker lose any
+				t.Error(err)
+			}
 			answered := make(chan int)
 			go func() {
 				buf, n := make([]byte, 1500), 0
