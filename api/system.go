@@ -76,3 +76,13 @@ func (c *Client) Verify(ctx context.Context, yield func(Verdict) bool) error {
 func (c *Client) Prune(ctx context.Context, dry bool) (files []File, err error) {
 	return files, c.call(ctx, "POST", "/v1/prune?dry="+strconv.FormatBool(dry), nil, &files)
 }
+
+// DNS tells how names are served and made known.
+func (c *Client) DNS(ctx context.Context) (d DNS, err error) {
+	return d, c.call(ctx, "GET", "/v1/dns", nil, &d)
+}
+
+// DNSRecords lists the names that there are now.
+func (c *Client) DNSRecords(ctx context.Context) (all []DNSRecord, err error) {
+	return all, c.call(ctx, "GET", "/v1/dns/records", nil, &all)
+}

@@ -57,7 +57,7 @@ type Network struct {
 	Mode string `json:"mode" enum:"user,none,bridge"`
 	IP   string `json:"ip,omitempty"`
 	MAC  string `json:"mac,omitempty"`
-	DNS  string `json:"dns,omitempty"`
+	DNS  string `json:"dns,omitempty" doc:"Its name, while it runs and the host can reach it"`
 }
 
 // Start tells how a VM was started.
@@ -240,7 +240,7 @@ type GuestStats struct {
 
 // Finding is a host object of banger's, or the lack of one.
 type Finding struct {
-	Kind    string `json:"kind" doc:"directory, process, socket, mount, loop, dm; or disk or machine, where one is lacking"`
+	Kind    string `json:"kind" doc:"directory, process, socket, mount, loop, dm, hosts line; or disk or machine, where one is lacking"`
 	Name    string `json:"name" doc:"A path, a process id, a device"`
 	VM      string `json:"vm" doc:"Id of the VM that it belongs to, as far as can be told"`
 	Problem string `json:"problem" doc:"Empty: all is as it should be"`
@@ -257,6 +257,32 @@ type Verdict struct {
 type File struct {
 	Path  string `json:"path"`
 	Bytes int64  `json:"bytes" doc:"What it takes on the disk"`
+}
+
+// DNS tells how the names of VMs are served and made known to the host.
+type DNS struct {
+	Domain    string        `json:"domain" doc:"Under which the names are"`
+	Publisher string        `json:"publisher" enum:"resolved,hosts,exec,none" doc:"What makes them known to the host's programs"`
+	Why       string        `json:"why" doc:"Why it was chosen"`
+	Problem   string        `json:"problem,omitempty" doc:"Why its last try failed"`
+	Hint      string        `json:"hint,omitempty" doc:"What to do about that"`
+	Listeners []DNSListener `json:"listeners"`
+	Upstreams []string      `json:"upstreams" doc:"Name servers that guests' other questions are forwarded to"`
+	Records   int           `json:"records" doc:"How many names there are"`
+}
+
+// DNSListener is an address on which names are served.
+type DNSListener struct {
+	Address string `json:"address"`
+	For     string `json:"for" enum:"host,guests"`
+	Problem string `json:"problem,omitempty" doc:"Why it does not answer"`
+}
+
+// DNSRecord is the name of a running VM. What is below the name means it too.
+type DNSRecord struct {
+	Name string `json:"name"`
+	IP   string `json:"ip"`
+	VM   string `json:"vm" doc:"Id of the VM"`
 }
 
 // Error is what a failed call returns: what failed and why, and what to do next.

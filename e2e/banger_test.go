@@ -66,7 +66,8 @@ func newBanger(t *testing.T) *banger {
 
 func bangerIn(t *testing.T, state string) *banger {
 	t.Helper()
-	b := &banger{t: t, bin: bin, state: state, env: append(os.Environ(), "BANGER_STATE_DIR="+state, "XDG_CONFIG_HOME="+t.TempDir(), "BANGER_SOCKET=")}
+	b := &banger{t: t, bin: bin, state: state, env: append(os.Environ(), "BANGER_STATE_DIR="+state, "XDG_CONFIG_HOME="+t.TempDir(), "BANGER_SOCKET=",
+		"BANGER_HOSTS_FILE="+filepath.Join(t.TempDir(), "hosts"))}
 	t.Cleanup(b.close)
 	return b
 }

@@ -42,7 +42,9 @@ func (b *bench) close() error {
 	return errors.Join(err, os.RemoveAll(b.state))
 }
 
-func (b *bench) env() []string { return append(os.Environ(), "BANGER_STATE_DIR="+b.state) }
+func (b *bench) env() []string {
+	return append(os.Environ(), "BANGER_STATE_DIR="+b.state, "BANGER_HOSTS_FILE="+filepath.Join(b.scratch, "hosts"))
+}
 
 // banger runs the built command and returns its output.
 func (b *bench) banger(args ...string) (string, error) {

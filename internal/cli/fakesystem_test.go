@@ -38,6 +38,21 @@ func (f *fake) system(handle func(string, func(*http.Request) (any, *api.Error))
 		}
 		return files, nil
 	})
+	handle("GET /v1/dns", func(*http.Request) (any, *api.Error) {
+		return api.DNS{Domain: "vm", Publisher: "hosts", Why: "this host does not use\x1b[2J another", Records: 1,
+			Problem: "edit /etc/hosts: it is immutable", Hint: "chattr -i /etc/hosts",
+			Listeners: []api.DNSListener{{Address: "127.0.0.153:53", For: "host"}, {Address: "172.30.0.1:53", For: "guests", Problem: "it is taken"}},
+			Upstreams: []string{"192.0.2.1:53"}}, nil
+	})
+	handle("GET /v1/dns/records", func(*http.Request) (any, *api.Error) {
+		all := []api.DNSRecord{}
+		for _, vm := range f.list() {
+			if vm.State == api.StateRunning {
+				all = append(all, api.DNSRecord{Name: vm.Name + ".vm", IP: "172.30.0.2", VM: vm.ID})
+			}
+		}
+		return all, nil
+	})
 	handle("GET /v1/vms/{ref}/stats", func(r *http.Request) (any, *api.Error) {
 		vm, err := f.find(r.PathValue("ref"))
 		if err != nil {

@@ -139,7 +139,7 @@ func (a *app) root() *cobra.Command {
 		c.GroupID = groupAssets
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.daemonCommand(), a.doctorCommand(), a.eventsCommand(), a.systemCommand(), a.sshConfigCommand(), a.versionCommand()} {
+	for _, c := range []*cobra.Command{a.daemonCommand(), a.doctorCommand(), a.eventsCommand(), a.systemCommand(), a.dnsCommand(), a.sshConfigCommand(), a.versionCommand()} {
 		c.GroupID = groupHost
 		root.AddCommand(c)
 	}

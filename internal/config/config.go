@@ -22,6 +22,7 @@ type Config struct {
 	RepoRoot   string // the config file's repo_root, or empty
 	Image      string // default image
 	Kernel     string // default kernel
+	DNS        DNS
 }
 
 // file is the config file. Unknown keys are errors.
@@ -30,6 +31,11 @@ type file struct {
 	RepoRoot   string `toml:"repo_root"`
 	Image      string `toml:"image"`
 	Kernel     string `toml:"kernel"`
+
+	DNSPublish string   `toml:"dns_publish"`
+	DNSExec    []string `toml:"dns_exec"`
+	DNSListen  *string  `toml:"dns_listen"`
+	HostsFile  string   `toml:"hosts_file"`
 }
 
 // Load settles the configuration for the user euid whose environment getenv reads.
@@ -56,6 +62,9 @@ func Load(getenv func(string) string, euid int) (Config, error) {
 	}
 	if c.StateDir, err = stateDir(getenv, euid); err != nil {
 		return Config{}, err
+	}
+	if c.DNS, err = dnsOf(f, getenv, euid); err != nil {
+		return Config{}, errs.New(errs.Invalid, "%s", path).Because(err)
 	}
 	c.Socket = socket(getenv, euid, c.StateDir)
 	if c.Socket, err = filepath.Abs(c.Socket); err != nil {
@@ -107,7 +116,7 @@ func parse(b []byte) (file, error) {
 			key += k
 		}
 		return file{}, errs.New(errs.Invalid, "line %d: unknown key %q", line, key).
-			Try("the keys are runtime_dir, repo_root, image and kernel")
+			Try("the keys are runtime_dir, repo_root, image, kernel, dns_publish, dns_exec, dns_listen and hosts_file")
 	}
 	return f, err
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -78,7 +79,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("image = \"tiny\""))
 	f.Add([]byte("[a.b]\nc = 1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if c, err := parse(b); err != nil && c != (file{}) {
+		if c, err := parse(b); err != nil && !reflect.DeepEqual(c, file{}) {
 			t.Errorf("an error and a config: %+v, %v", c, err)
 		}
 	})

@@ -48,6 +48,7 @@ type Daemon struct {
 	store     *store.Store
 	vms       *vm.Manager
 	library   *library
+	names     *names
 	vmm       *vmm
 	ops       *op.Registry
 	identity  identity
@@ -98,7 +99,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		Dirs: dirs, Store: d.store, Disks: disks(), Hypervisor: d.vmm,
 		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
 		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory, BootID: boot},
-		Objects:      func() ([]host.Object, error) { return host.Objects(dirs.Root) },
+		Objects:      func() ([]host.Object, error) { return d.objects(run, dirs.Root) },
 		DefaultImage: opts.Config.Image, DefaultKernel: opts.Config.Kernel,
 		AuthorizedKeys: []string{d.identity.public}, Autostart: d.autostart, Log: opts.Log,
 	}))
@@ -108,10 +109,24 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 	}
+	// Before recovery, which may take its time: names are right as soon as the store is.
+	if d.names, err = openNames(ctx, opts.Config, d.store, unreachable{}, boot, opts.Log); err != nil {
+		return nil, err
+	}
 	if err := d.vms.Recover(ctx); err != nil {
 		opts.Log.Error("recover", "err", err) // the VMs concerned say so themselves
 	}
 	return d, nil
+}
+
+// objects returns all that exists on the host for VMs.
+func (d *Daemon) objects(ctx context.Context, dir string) ([]host.Object, error) {
+	found, err := host.Objects(dir)
+	if err != nil {
+		return nil, err
+	}
+	lines, err := d.names.objects(ctx)
+	return append(found, lines...), err
 }
 
 // openStore opens the database. A damaged one is set aside for another, which rebuild fills.
@@ -231,7 +246,7 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	}()
 	huma.NewError = server.NewError
 	s := server.Server{
-		VMs: d.vms, Ops: d.ops, Library: d.library, Daemon: d.describe, Doctor: d.doctor,
+		VMs: d.vms, Ops: d.ops, Library: d.library, Names: d.names, Daemon: d.describe, Doctor: d.doctor,
 		Identity: d.identity.file, Stop: d.stop, Log: d.opts.Log,
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -268,8 +283,11 @@ func (d *Daemon) stop() { d.stopOnce.Do(func() { close(d.stopping) }) }
 func (d *Daemon) Close() error {
 	d.cancel()
 	var err error
+	if d.names != nil {
+		err = d.names.close()
+	}
 	if d.vms != nil {
-		err = d.vms.Close()
+		err = errors.Join(err, d.vms.Close())
 	}
 	if d.store != nil {
 		err = errors.Join(err, d.store.Close())

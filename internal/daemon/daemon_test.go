@@ -16,7 +16,8 @@ import (
 func options(t *testing.T) Options {
 	state := t.TempDir()
 	return Options{
-		Config: config.Config{StateDir: state, Socket: filepath.Join(state, "bangerd.sock"), Image: "tiny", Kernel: "debian"},
+		Config: config.Config{StateDir: state, Socket: filepath.Join(state, "bangerd.sock"), Image: "tiny", Kernel: "debian",
+			DNS: config.DNS{Publish: "hosts", HostsFile: filepath.Join(state, "hosts")}},
 		Getenv: func(string) string { return "" }, Executable: filepath.Join(state, "bin", "bangerd"),
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
@@ -101,7 +102,7 @@ func TestDoctorWithoutABundle(t *testing.T) {
 	for _, c := range d.doctor(t.Context()) {
 		found[c.Name] = c.Status + " " + c.Hint
 	}
-	if len(found) != 5 || found["disks"] == "" || !strings.HasPrefix(found["runtime bundle"], "failed make one: banger runtime build") {
+	if len(found) != 6 || found["disks"] == "" || !strings.HasPrefix(found["runtime bundle"], "failed make one: banger runtime build") {
 		t.Errorf("found %q", found)
 	}
 }

@@ -23,7 +23,7 @@ const lowSpace = 2 << 30
 
 // doctor examines what VMs need of the host, each thing by trying it.
 func (d *Daemon) doctor(ctx context.Context) []api.Check {
-	return []api.Check{d.checkVMM(ctx), d.checkAccel(ctx), d.checkBundle(ctx), d.checkDisks(ctx), d.checkSpace()}
+	return []api.Check{d.checkVMM(ctx), d.checkAccel(ctx), d.checkBundle(ctx), d.checkDisks(ctx), d.checkNames(), d.checkSpace()}
 }
 
 func finding(name, status, detail string, err error) api.Check {
@@ -83,4 +83,17 @@ func (d *Daemon) checkSpace() api.Check {
 		status = warning
 	}
 	return finding("disk space", status, fmt.Sprintf("%d MiB free for %s", free>>20, state), nil)
+}
+
+func (d *Daemon) checkNames() api.Check {
+	status := d.names.Status()
+	if status.Problem != "" {
+		return api.Check{Name: "names", Status: failed, Detail: status.Problem, Hint: status.Hint}
+	}
+	for _, l := range status.Listeners {
+		if l.Problem != "" {
+			return api.Check{Name: "names", Status: warning, Detail: l.Problem, Hint: "set dns_listen in the config file to another address"}
+		}
+	}
+	return finding("names", ok, "published by "+status.Publisher+": "+status.Why, nil)
 }

@@ -32,11 +32,20 @@ type Library interface {
 	DiskUses(ctx context.Context) ([]api.DiskUse, error)
 }
 
+// Names are the names of VMs, as they are served and made known.
+type Names interface {
+	Status() api.DNS
+	Records() []api.DNSRecord
+	// Name is the name of the VM with this id, if it has one now.
+	Name(id string) string
+}
+
 // Server serves the API.
 type Server struct {
 	VMs      *vm.Manager
 	Ops      *op.Registry
 	Library  Library
+	Names    Names
 	Daemon   func(context.Context) (api.Daemon, error)
 	Doctor   func(context.Context) []api.Check
 	Identity string // path of the private key that every guest accepts
@@ -102,6 +111,14 @@ func (s *Server) daemonRoutes(a huma.API) {
 	huma.Register(a, route("GET", "/v1/doctor", "doctor", "Examine the host"),
 		func(ctx context.Context, _ *none) (*reply[[]api.Check], error) {
 			return &reply[[]api.Check]{s.Doctor(ctx)}, nil
+		})
+	huma.Register(a, route("GET", "/v1/dns", "get-dns", "Tell how names are served and made known"),
+		func(context.Context, *none) (*reply[api.DNS], error) {
+			return &reply[api.DNS]{s.Names.Status()}, nil
+		})
+	huma.Register(a, route("GET", "/v1/dns/records", "list-dns-records", "List the names that there are now"),
+		func(context.Context, *none) (*reply[[]api.DNSRecord], error) {
+			return &reply[[]api.DNSRecord]{s.Names.Records()}, nil
 		})
 	huma.Register(a, route("GET", "/v1/ssh", "get-ssh", "What an SSH client needs to reach VMs"),
 		func(ctx context.Context, _ *none) (*reply[api.SSH], error) {

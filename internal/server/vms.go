@@ -151,7 +151,7 @@ func (s *Server) show(v vm.VM) api.VM {
 		ID: v.ID, Name: v.Name, State: api.State(v.State), Image: v.Spec.Image, Kernel: v.Spec.Kernel,
 		Backend: "qemu", Accel: v.Spec.Accel, Nested: v.Spec.Nested, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Disk:       s.showDisk(v),
-		Network:    api.Network{Mode: string(v.Spec.Net), MAC: v.MAC},
+		Network:    api.Network{Mode: string(v.Spec.Net), MAC: v.MAC, DNS: s.Names.Name(v.ID)},
 		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Autostart: v.Spec.Autostart,
 		CreatedAt: v.CreatedAt, StartedAt: instant(v.StartedAt), StoppedAt: instant(v.StoppedAt),
 		Error: v.Reason, Directory: s.VMs.Directory(v),

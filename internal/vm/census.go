@@ -32,6 +32,7 @@ const (
 // never banger's.
 var explains = map[string]Kind{
 	"directory": KindDirectory, "process": KindMachine, "socket": KindMachine, "loop": KindAttached, "dm": KindAttached,
+	"hosts line": KindMachine,
 }
 
 // Census compares what exists on the host for VMs with what the store says should. What
@@ -153,7 +154,7 @@ func (m *Manager) Sweep(ctx context.Context, o *op.Operation) ([]Finding, error)
 	}
 	stray := map[string][]Finding{}
 	for _, f := range found {
-		if f.Problem == unexplained && anID.MatchString(f.VM) && f.Kind != "mount" {
+		if f.Problem == unexplained && anID.MatchString(f.VM) && f.Kind != "mount" && f.Kind != "hosts line" {
 			stray[f.VM] = append(stray[f.VM], f)
 		}
 	}

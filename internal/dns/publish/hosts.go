@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 
 	"banger/internal/dns"
+	"banger/internal/errs"
 )
 
 // Hosts publishes names as a block of lines in the hosts file. All other lines stay byte for
@@ -22,11 +24,17 @@ func (*Hosts) Name() string { return "hosts" }
 
 // Publish implements Publisher.
 func (h *Hosts) Publish(ctx context.Context, s State) error {
-	err := replace(ctx, h.File, func(text string) string { return block{h.Owner}.edit(text, s.Records) })
-	if err != nil && len(s.Records) == 0 && errors.Is(err, fs.ErrNotExist) {
+	if len(s.Records) == 0 && !h.editable() {
 		return nil
 	}
-	return err
+	return replace(ctx, h.File, func(text string) string { return block{h.Owner}.edit(text, s.Records) })
+}
+
+// editable tells whether the file is there and of a kind that is edited: in another nothing
+// of ours can be.
+func (h *Hosts) editable() bool {
+	info, err := os.Lstat(h.File)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // Withdraw implements Publisher.
@@ -34,8 +42,11 @@ func (h *Hosts) Withdraw(ctx context.Context) error { return h.Publish(ctx, Stat
 
 // Lines returns the records that our lines in the file tell.
 func (h *Hosts) Lines() ([]dns.Record, error) {
+	if !h.editable() {
+		return nil, nil
+	}
 	f, text, err := read(h.File)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errs.KindOf(err) == errs.Conflict || errors.Is(err, fs.ErrPermission) { // nor can it have been edited
 		return nil, nil
 	}
 	if err != nil {

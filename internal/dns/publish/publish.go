@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"banger/internal/dns"
-	"banger/internal/errs"
 )
 
 // State is what the host is to know.
@@ -35,16 +34,13 @@ type Publisher interface {
 
 // Config says what there is to choose from.
 type Config struct {
-	Want    string   // auto, or the name of a publisher
+	Want    string   // auto, resolved, hosts, exec or none
 	Owner   string   // marks what is ours, in the hosts file say: the state directory
 	Hosts   string   // the hosts file
 	Command []string // of exec: a program and its arguments
 	Journal string   // file in which exec keeps what it has made known
 	Root    bool     // whether we may change the host's resolution at all
 }
-
-// Names are what Config.Want can be.
-var Names = []string{"auto", "resolved", "hosts", "exec", "none"}
 
 // Choice is the publisher that is used, and why.
 type Choice struct {
@@ -66,9 +62,9 @@ func Choose(ctx context.Context, c Config) Choice {
 		name, why = automatic(ctx, c)
 	}
 	choice := Choice{Publisher: all[name], Why: why}
-	for _, n := range Names[1:] {
+	for n, p := range all {
 		if n != name {
-			choice.Others = append(choice.Others, all[n])
+			choice.Others = append(choice.Others, p)
 		}
 	}
 	return choice
@@ -118,14 +114,3 @@ func (None) Publish(context.Context, State) error { return nil }
 
 // Withdraw implements Publisher.
 func (None) Withdraw(context.Context) error { return nil }
-
-// Valid tells whether a name from a config file is one of a publisher.
-func Valid(name string, command []string) error {
-	switch {
-	case !slices.Contains(Names, name):
-		return errs.New(errs.Invalid, "dns_publish = %q is no way to publish names", name).Try("choose %s", strings.Join(Names, ", "))
-	case name == "exec" && len(command) == 0:
-		return errs.New(errs.Invalid, "dns_publish is \"exec\" and dns_exec names no command").Try(`write dns_exec = ["/usr/bin/tool"]; it is called with set NAME IP and del NAME IP`)
-	}
-	return nil
-}

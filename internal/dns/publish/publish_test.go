@@ -34,7 +34,7 @@ func TestChoose(t *testing.T) {
 		{Config{Want: "auto"}, "none", "without root"},
 	} {
 		got := Choose(t.Context(), tc.c)
-		if got.Name() != tc.name || !strings.Contains(got.Why, tc.why) || len(got.Others) != len(Names)-2 {
+		if got.Name() != tc.name || !strings.Contains(got.Why, tc.why) || len(got.Others) != 3 {
 			t.Errorf("%+v: %s, because %s, and not %v", tc.c, got.Name(), got.Why, got.Others)
 		}
 	}
