@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/miekg/dns"
 	"golang.org/x/net/ipv4"
@@ -12,6 +13,9 @@ import (
 // batch is how many messages are taken from the kernel, and given to it, at once. Under load
 // the calls of the kernel are what costs most.
 const batch = 64
+
+// errorPause is how long a socket that can't be read is left alone.
+const errorPause = 10 * time.Millisecond
 
 // The answers that are kept to be given again are at most keepAnswers, to questions of at most
 // keepLength bytes.
@@ -55,7 +59,8 @@ func (s *udpServer) serve() {
 			return
 		}
 		if err != nil {
-			continue // of one who asked before and is gone
+			time.Sleep(errorPause) // one that stays may not take a core
+			continue
 		}
 		for _, m := range in[:n] {
 			s.take(m.Buffers[0][:m.N], m.Addr)
