@@ -91,7 +91,7 @@ func guestExchange(network string, l *Listener, m *dns.Msg, from net.IP) (*dns.M
 	if network == "tcp" {
 		local = &net.TCPAddr{IP: from}
 	}
-	c := dns.Client{Net: network, Timeout: 8 * time.Second, UDPSize: dns.MinMsgSize, Dialer: &net.Dialer{LocalAddr: local}}
+	c := dns.Client{Net: network, Timeout: askLimit + time.Second, UDPSize: dns.MinMsgSize, Dialer: &net.Dialer{LocalAddr: local}}
 	r, _, err := c.Exchange(m, l.Addr().String())
 	return r, err
 }
