@@ -116,6 +116,9 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if err := d.vms.Recover(ctx); err != nil {
 		opts.Log.Error("recover", "err", err) // the VMs concerned say so themselves
 	}
+	if err := d.names.derive(ctx); err != nil { // recovery may have brought a network up
+		return nil, err
+	}
 	return d, nil
 }
 
