@@ -69,13 +69,13 @@ type names struct {
 	loops  sync.WaitGroup
 	wake   chan struct{} // the publishing loop
 
-	mu    sync.Mutex
-	host  ear
-	guest ear
-	state publish.State
-
 	publishing sync.Mutex // held while the publisher works
-	problem    error      // of its last try
+
+	mu      sync.Mutex
+	host    ear
+	guest   ear
+	state   publish.State
+	problem error // of the publisher's last try
 }
 
 // ear is an address that is to be answered on.
@@ -238,7 +238,9 @@ func (n *names) objects(ctx context.Context) ([]host.Object, error) {
 	if err := n.derive(ctx); err != nil {
 		return nil, err
 	}
-	n.publish(ctx)
+	if n.choice.Name() == n.hosts.Name() { // a command would keep us waiting
+		n.publish(ctx)
+	}
 	lines, err := n.hosts.Lines()
 	if err != nil {
 		return nil, err
@@ -266,11 +268,13 @@ func (n *names) close() error {
 func (n *names) Status() api.DNS {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	d := api.DNS{Domain: "vm", Publisher: n.choice.Name(), Why: n.choice.Why, Listeners: []api.DNSListener{}, Upstreams: []string{}, Records: len(n.state.Records)}
+	d := api.DNS{Domain: "vm", Publisher: n.choice.Name(), Why: n.choice.Why,
+		Listeners: []api.DNSListener{}, Upstreams: []string{}, Records: len(n.state.Records)}
 	if n.problem != nil {
 		d.Problem, d.Hint = n.problem.Error(), errs.HintOf(n.problem)
 	}
-	d.Listeners = append(n.host.told("host"), n.guest.told("guests")...)
+	d.Listeners = append(d.Listeners, n.host.told("host")...)
+	d.Listeners = append(d.Listeners, n.guest.told("guests")...)
 	for _, u := range n.server.Upstreams() {
 		d.Upstreams = append(d.Upstreams, u.String())
 	}
@@ -279,7 +283,7 @@ func (n *names) Status() api.DNS {
 
 func (e *ear) told(whom string) []api.DNSListener {
 	if !e.want.IsValid() {
-		return []api.DNSListener{}
+		return nil
 	}
 	l := api.DNSListener{Address: e.want.String(), For: whom}
 	if e.listener != nil {
