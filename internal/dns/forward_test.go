@@ -283,12 +283,22 @@ func TestEDNSIsOfEachHop(t *testing.T) {
 	}
 }
 
+// changing is a list of resolvers that changes.
+type changing struct{ atomic.Pointer[list] }
+
+func (c *changing) Servers() []netip.AddrPort {
+	if l := c.Load(); l != nil {
+		return *l
+	}
+	return nil
+}
+
 // However the circle is closed, a question goes round it once.
 func TestCircles(t *testing.T) {
 	t.Parallel()
 	from := guestAddr(t)
 	t.Run("resolv.conf names us", func(t *testing.T) {
-		ups := make(list, 1)
+		var ups changing
 		s := NewServer(&ups)
 		l, err := s.ServeGuests(loopback)
 		if err != nil {
@@ -296,7 +306,7 @@ func TestCircles(t *testing.T) {
 		}
 		defer closed(t, l)
 		for _, same := range []netip.AddrPort{l.Addr(), netip.AddrPortFrom(netip.IPv4Unspecified(), l.Addr().Port())} {
-			ups[0] = same
+			ups.Store(&list{same})
 			if got := s.Upstreams(); len(got) != 0 {
 				t.Errorf("%s is an upstream: %v", same, got)
 			}
@@ -310,15 +320,18 @@ func TestCircles(t *testing.T) {
 			how  string
 			from net.IP
 		}{{"from the host's own", nil}, {"as a guest does", from}} {
-			var l *Listener
+			us := make(chan *Listener, 1)
 			u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+				l := <-us
+				us <- l
 				again := question1(strings.ToUpper(m.Question[0].Name), m.Question[0].Qtype).SetEdns0(1232, false)
 				if r, err := guestExchange("udp", l, again, tc.from); err == nil {
 					r.Id, r.Question = m.Id, m.Question
 					w.WriteMsg(r)
 				}
 			})
-			_, l = guestServer(t, u.addr)
+			_, l := guestServer(t, u.addr)
+			us <- l
 			r, err := guestExchange("udp", l, question1("example.com.", dns.TypeA).SetEdns0(1232, false), from)
 			if err != nil || r.Rcode != dns.RcodeServerFailure && r.Rcode != dns.RcodeRefused {
 				t.Errorf("%s: %v, %v", tc.how, r, err)

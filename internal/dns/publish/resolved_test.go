@@ -46,6 +46,12 @@ func (f *fakeResolved) on(link int32, method string, do func(*fakeLink)) *dbus.E
 	return nil
 }
 
+func (f *fakeResolved) refuse(method string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail = method
+}
+
 func (f *fakeResolved) SetLinkDNSEx(link int32, servers []server) *dbus.Error {
 	return f.on(link, "SetLinkDNSEx", func(l *fakeLink) { l.servers = servers })
 }
@@ -177,15 +183,15 @@ func TestResolvedThatRefuses(t *testing.T) {
 		t.Errorf("a link it does not know: %v", err)
 	}
 	must(t, r.Withdraw(t.Context())) // nothing of it can be left
-	f.fail = "SetLinkDomains"
+	f.refuse("SetLinkDomains")
 	if err := r.Publish(t.Context(), routed("banger0")); err == nil || !strings.Contains(err.Error(), "it is managed") {
 		t.Errorf("half of it refused: %v", err)
 	}
-	f.fail = "RevertLink"
+	f.refuse("RevertLink")
 	if err := r.Withdraw(t.Context()); err == nil {
 		t.Error("no error of what could not be reverted")
 	}
-	f.fail = ""
+	f.refuse("")
 	must(t, r.Withdraw(t.Context()))
 	if got := f.knows(); got != "" {
 		t.Errorf("left: %s", got)
