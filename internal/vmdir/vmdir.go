@@ -114,31 +114,45 @@ func (d Dirs) read(name string) (v vm.VM, err error) {
 	if !anID.MatchString(name) {
 		return v, fmt.Errorf("%q is no VM's directory", name)
 	}
+	dir, err := os.Lstat(d.Path(name))
+	if err != nil {
+		return v, err
+	}
 	path := filepath.Join(d.Path(name), CopyName)
 	info, err := os.Lstat(path)
 	if err != nil {
 		return v, err
 	}
-	if !info.Mode().IsRegular() || info.Size() > maxCopy {
+	if !dir.IsDir() || !info.Mode().IsRegular() || info.Size() > maxCopy {
 		return v, fmt.Errorf("%s is no copy of a VM's row", path)
 	}
 	doc, err := os.ReadFile(path)
 	if err != nil {
 		return v, err
 	}
-	return v, check(doc, name, &v)
+	return check(doc, d.Path(name))
 }
 
-// check decodes a copy and says whether it can be that of the VM with this id.
-func check(doc []byte, id string, v *vm.VM) error {
-	if err := json.Unmarshal(doc, v); err != nil {
-		return err
+// check decodes a copy and says whether it can be that of the VM whose directory this is. A
+// disk or a machine elsewhere would be somebody else's.
+func check(doc []byte, dir string) (v vm.VM, err error) {
+	if err := json.Unmarshal(doc, &v); err != nil {
+		return vm.VM{}, err
 	}
-	if v.ID != id {
-		return fmt.Errorf("the copy in %s is of VM %q", id, v.ID)
+	switch {
+	case v.ID != filepath.Base(dir):
+		err = fmt.Errorf("the copy in %s is of VM %q", dir, v.ID)
+	case !v.State.Valid():
+		err = fmt.Errorf("VM %s is in no state that there is: %q", v.ID, v.State)
+	case v.Disk.Path != "" && filepath.Dir(v.Disk.Path) != dir:
+		err = fmt.Errorf("the disk of VM %s is not in %s: %q", v.ID, dir, v.Disk.Path)
+	case v.Machine != nil && (v.Machine.VMID != v.ID || v.Machine.Dir != dir):
+		err = fmt.Errorf("the machine of VM %s is that of %q in %q", v.ID, v.Machine.VMID, v.Machine.Dir)
+	default:
+		err = vm.CheckName(v.Name)
 	}
-	if !v.State.Valid() {
-		return fmt.Errorf("VM %s is in no state that there is: %q", id, v.State)
+	if err != nil {
+		return vm.VM{}, err
 	}
-	return vm.CheckName(v.Name)
+	return v, nil
 }
