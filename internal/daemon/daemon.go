@@ -160,7 +160,7 @@ func (d *Daemon) rebuild(ctx context.Context) error {
 		d.note("directories in %s that tell of no VM: %s; `banger system census` shows what is there",
 			filepath.Join(d.opts.Config.StateDir, "vms"), strings.Join(unreadable, ", "))
 	}
-	return nil
+	return d.store.Complete(ctx)
 }
 
 // note keeps something for whoever started this daemon, and for the log.

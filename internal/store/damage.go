@@ -11,6 +11,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"banger/internal/errs"
+	"banger/internal/vm"
 )
 
 // damagedError is a database that SQLite can't make sense of.
@@ -35,19 +36,50 @@ func damaged(path string, err error) error {
 	return err
 }
 
+// senseless marks err if it says that SQL which always works made no sense to SQLite: a
+// schema, or what tells of the file's format, is not what it was.
+func senseless(err error) error {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code()&0xff == sqlite3.SQLITE_ERROR {
+		return damagedError{err}
+	}
+	return err
+}
+
 // check reads the whole database, so that damage shows before anything relies on it.
 func (s *Store) check(ctx context.Context) error {
-	var found string
+	var found string // by SQLite, or "ok"
 	if err := s.db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&found); err != nil {
-		return err
+		return senseless(err)
 	}
 	if found != "ok" {
 		return damagedError{errs.New(errs.Internal, "the database is damaged: SQLite finds %s", found)}
 	}
-	if _, err := s.List(ctx); err != nil { // pages have no checksums: a document may be damaged too
-		return damagedError{err}
+	return senseless(s.checkRows(ctx))
+}
+
+// checkRows compares each VM with what is kept of it for SQL: pages have no checksums, and
+// a bit of a document may have turned.
+func (s *Store) checkRows(ctx context.Context) error {
+	rows, err := s.db.QueryContext(ctx, "SELECT id, name, state, doc FROM vms")
+	if err != nil {
+		return fmt.Errorf("read all VMs: %w", err)
 	}
-	return nil
+	defer rows.Close()
+	for rows.Next() {
+		var id, name, doc string
+		var state vm.State
+		if err := rows.Scan(&id, &name, &state, &doc); err != nil {
+			return fmt.Errorf("read all VMs: %w", err)
+		}
+		v, err := decode(doc)
+		if err != nil {
+			return err
+		}
+		if v.ID != id || v.Name != name || v.State != state || !state.Valid() {
+			return damagedError{fmt.Errorf("the row of VM %q, %q, %q tells of VM %q, %q, %q", id, name, state, v.ID, v.Name, v.State)}
+		}
+	}
+	return rows.Err()
 }
 
 // SetAside renames the database's files, so that another can be made in their place, and

@@ -28,7 +28,7 @@ var migrations embed.FS
 type Store struct {
 	db      *sql.DB
 	now     func() time.Time
-	fresh   bool // Open made the file
+	fresh   bool // nobody has called Complete on the database
 	reserve reserve
 	list    cache
 	news
@@ -72,8 +72,21 @@ func attempt(ctx context.Context, path string, room reserve) (*Store, error) {
 	return s, nil
 }
 
-// Fresh tells whether the database was made by Open, so that it can know of no VM.
+// complete marks a database, in its application_id, that knows of all VMs there are: "bang".
+const complete = 0x62616e67
+
+// Fresh tells whether the database may lack VMs that an earlier one knew: it was made by Open,
+// or by the Open of a daemon that died before it called Complete.
 func (s *Store) Fresh() bool { return s.fresh }
+
+// Complete records that the database lacks no VM.
+func (s *Store) Complete(ctx context.Context) error {
+	if _, err := s.db.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", complete)); err != nil {
+		return fmt.Errorf("record that the database is complete: %w", err)
+	}
+	s.fresh = false
+	return nil
+}
 
 // escape makes a file's path safe in an SQLite URI.
 func escape(path string) string {
@@ -90,16 +103,25 @@ func (s *Store) migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var tables int
+	if err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema").Scan(&tables); err != nil {
+		return senseless(fmt.Errorf("read the database: %w", err))
+	}
 	return s.tx(ctx, func(tx *sql.Tx) error {
-		var version int
-		if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-			return fmt.Errorf("read the database's version: %w", err)
+		var version, mark int
+		for query, into := range map[string]*int{"PRAGMA user_version": &version, "PRAGMA application_id": &mark} {
+			if err := tx.QueryRowContext(ctx, query).Scan(into); err != nil {
+				return fmt.Errorf("read the database's version: %w", err)
+			}
+		}
+		if version < 0 || version == 0 && tables > 0 {
+			return damagedError{errs.New(errs.Internal, "the database has version %d and %d tables", version, tables)}
 		}
 		if version > len(names) {
 			return errs.New(errs.Conflict, "the database has version %d and this banger knows only up to %d", version, len(names)).
 				Try("use the newer banger that last ran here, or another BANGER_STATE_DIR")
 		}
-		s.fresh = version == 0
+		s.fresh = mark != complete
 		for i, name := range names[version:] {
 			text, err := migrations.ReadFile(name)
 			if err != nil {
@@ -155,10 +177,14 @@ func ignoreDone(err error) error {
 
 // Create implements vm.Store.
 func (s *Store) Create(ctx context.Context, v vm.VM, pending ...vm.Kind) error {
-	return s.insert(ctx, v, "create", vm.Pending, pending)
+	var owns []vm.Change
+	for _, k := range pending {
+		owns = append(owns, vm.Change{Kind: k, Status: vm.Pending})
+	}
+	return s.insert(ctx, v, "create", owns)
 }
 
-func (s *Store) insert(ctx context.Context, v vm.VM, cause string, status vm.Status, kinds []vm.Kind) error {
+func (s *Store) insert(ctx context.Context, v vm.VM, cause string, owns []vm.Change) error {
 	doc, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -172,8 +198,8 @@ func (s *Store) insert(ctx context.Context, v vm.VM, cause string, status vm.Sta
 		if err != nil {
 			return fmt.Errorf("store VM %s: %w", v.Name, err)
 		}
-		for _, k := range kinds {
-			if err := change(ctx, tx, v.ID, vm.Change{Kind: k, Status: status}); err != nil {
+		for _, c := range owns {
+			if err := change(ctx, tx, v.ID, c); err != nil {
 				return err
 			}
 		}
@@ -182,8 +208,8 @@ func (s *Store) insert(ctx context.Context, v vm.VM, cause string, status vm.Sta
 }
 
 // Restore implements vm.Store.
-func (s *Store) Restore(ctx context.Context, v vm.VM, live ...vm.Kind) error {
-	return s.insert(ctx, v, "its row was lost; this is from the copy in its directory", vm.Live, live)
+func (s *Store) Restore(ctx context.Context, v vm.VM, resources ...vm.Change) error {
+	return s.insert(ctx, v, "its row was lost; this is from the copy in its directory", resources)
 }
 
 // Get implements vm.Store.
@@ -205,7 +231,7 @@ func get(ctx context.Context, q interface {
 
 func decode(doc string) (v vm.VM, err error) {
 	if err := json.Unmarshal([]byte(doc), &v); err != nil {
-		return vm.VM{}, fmt.Errorf("a VM's row is damaged: %w", err)
+		return vm.VM{}, damagedError{fmt.Errorf("a VM's row is damaged: %w", err)}
 	}
 	return v, nil
 }

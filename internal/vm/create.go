@@ -74,8 +74,12 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	if v, err = m.register(ctx, v, &u); err != nil {
 		return fail(err)
 	}
-	if spec.Lease != "" && !m.leases.holds(spec.Lease) {
-		return fail(errs.New(errs.Conflict, "the client that wanted this VM is gone"))
+	if spec.Lease != "" {
+		within, release, held := m.leases.within(ctx, spec.Lease)
+		defer release()
+		if ctx = within; !held {
+			return fail(errs.New(errs.Conflict, "the client that wanted this VM is gone"))
+		}
 	}
 	o.Stage("making the disk", 0, 0)
 	if err := m.Dirs.Make(v.ID); err != nil {

@@ -40,7 +40,10 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	}
 	err = m.endMachine(ctx, v)
 	if err == nil { // a machine that still runs needs its files
-		err = errors.Join(m.Disks.Remove(ctx, m.home(id)), m.Dirs.Remove(id))
+		err = m.Disks.Remove(ctx, m.home(id))
+	}
+	if err == nil { // and so does what a disk could not be rid of
+		err = m.Dirs.Remove(id)
 	}
 	if err == nil {
 		err = m.Store.Delete(ctx, id, cause, KindMachine, KindAttached, KindDisk, KindDirectory)
@@ -72,13 +75,13 @@ func (m *Manager) endMachine(ctx context.Context, v VM) error {
 	r := m.running[v.ID]
 	delete(m.running, v.ID)
 	m.mu.Unlock()
-	var err error
+	var killed error
 	if r != nil {
-		err = r.machine.Kill(ctx)
-		err = errors.Join(err, r.close())
+		killed = errors.Join(r.machine.Kill(ctx), r.close())
 	}
-	if err := errors.Join(err, m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine)); err != nil {
-		return err
+	// Remove finds what Kill could not end, so it has the last word.
+	if err := m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine); err != nil {
+		return errors.Join(killed, err)
 	}
 	return m.Disks.Detach(ctx, m.home(v.ID))
 }

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"banger/internal/errs"
@@ -21,7 +22,7 @@ func (m *Manager) mend(ctx context.Context, id string, why error) {
 		return
 	}
 	m.mu.Lock()
-	runs := m.running[id] != nil
+	r := m.running[id]
 	m.mu.Unlock()
 	switch {
 	case err != nil:
@@ -29,9 +30,10 @@ func (m *Manager) mend(ctx context.Context, id string, why error) {
 		if err = m.removeMachine(ctx, v); err == nil {
 			m.markFailed(ctx, id, why)
 		}
-	case v.State == Stopping && runs: // its guest goes on
+	case v.State == Stopping && r != nil: // its guest goes on
 		_, err = m.update(ctx, id, "not stopped", func(x *VM) error { return x.To(Running, "") }, Change{KindMachine, Live})
-	case v.State.HasMachine() && !runs:
+		err = errors.Join(err, m.agree(ctx, id, r))
+	case v.State.HasMachine() && r == nil:
 		_, err = m.settle(ctx, v, Stopped, "")
 	}
 	if err != nil {

@@ -81,5 +81,5 @@ func find(vms []VM, ref string) (VM, error) {
 	for _, v := range near {
 		names = append(names, v.Name+" ("+v.ID+")")
 	}
-	return VM{}, errs.New(errs.Invalid, "%q could be any of %s", ref, strings.Join(names, ", "))
+	return VM{}, errs.New(errs.Invalid, "%q could be any of %s", ref, sentenceList(names))
 }

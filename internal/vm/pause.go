@@ -2,6 +2,8 @@ package vm
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"banger/internal/errs"
 )
@@ -21,13 +23,16 @@ func (m *Manager) Pause(ctx context.Context, id string) (VM, error) {
 		return v, err
 	}
 	// The state is written first: should a crash come between, the next daemon makes it true.
-	if v, err = m.update(ctx, id, "pause", func(x *VM) error { return x.To(Paused, "") }); err != nil {
-		return v, err
+	paused, err := m.update(ctx, id, "pause", func(x *VM) error { return x.To(Paused, "") })
+	if err != nil {
+		return v, errors.Join(err, m.agree(ctx, id, r))
 	}
 	if err := r.machine.Pause(ctx); err != nil {
-		return m.unpaused(ctx, id, errs.New(errs.Internal, "pause VM %s", v.Name).Because(err))
+		err = errs.New(errs.Internal, "pause VM %s", v.Name).Because(err)
+		_, undone := m.update(context.WithoutCancel(ctx), id, "resume", func(x *VM) error { return x.To(Running, "") })
+		return v, errors.Join(err, undone, m.agree(ctx, id, r))
 	}
-	return v, nil
+	return paused, nil
 }
 
 // Resume lets a paused VM go on. Resuming what runs is no error.
@@ -42,16 +47,32 @@ func (m *Manager) Resume(ctx context.Context, id string) (VM, error) {
 		return v, err
 	}
 	if err := r.machine.Resume(ctx); err != nil {
-		return v, errs.New(errs.Internal, "resume VM %s", v.Name).Because(err)
+		err = errs.New(errs.Internal, "resume VM %s", v.Name).Because(err)
+		return v, errors.Join(err, m.agree(ctx, id, r))
 	}
-	return m.unpaused(ctx, id, nil)
+	resumed, err := m.update(context.WithoutCancel(ctx), id, "resume", func(x *VM) error { return x.To(Running, "") })
+	if err != nil {
+		return v, errors.Join(err, m.agree(ctx, id, r))
+	}
+	return resumed, nil
 }
 
-// unpaused records that the VM runs, and returns err.
-func (m *Manager) unpaused(ctx context.Context, id string, err error) (VM, error) {
-	v, stored := m.update(context.WithoutCancel(ctx), id, "resume", func(x *VM) error { return x.To(Running, "") })
-	if err == nil {
-		err = stored
+// agreeLimit bounds how long a monitor may take to answer to agree.
+const agreeLimit = 10 * time.Second
+
+// agree makes a VM's machine run or pause as the VM's row says, when a change of the two did
+// not work out: what reports an error, a transaction or a monitor, may have taken effect.
+func (m *Manager) agree(ctx context.Context, id string, r *running) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), agreeLimit)
+	defer cancel()
+	v, err := m.Store.Get(ctx, id)
+	switch {
+	case err != nil:
+		return err
+	case v.State == Paused:
+		return r.machine.Pause(ctx)
+	case v.State == Running:
+		return r.machine.Resume(ctx)
 	}
-	return v, err
+	return nil
 }

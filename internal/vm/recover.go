@@ -73,6 +73,9 @@ func (m *Manager) Recover(ctx context.Context) error {
 func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
 	defer cancel()
+	if err := m.Dirs.Save(v); err != nil { // the last daemon may have died before it could
+		m.Log.Warn("keep a copy of a VM's row", "vm", v.ID, "err", err)
+	}
 	switch {
 	case v.State == Creating:
 		return m.remove(ctx, v.ID, "its creation was cut short")
@@ -86,16 +89,11 @@ func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 	case v.State.HasMachine():
 		return m.adopt(ctx, v)
 	}
-	resources, err := m.Store.Resources(ctx, v.ID)
-	if err != nil {
+	left, err := m.hasMachine(ctx, v)
+	if err != nil || !left {
 		return err
 	}
-	for _, r := range resources {
-		if r.Kind == KindMachine || r.Kind == KindAttached { // a start was cut short
-			return m.removeMachine(ctx, v)
-		}
-	}
-	return nil
+	return m.removeMachine(ctx, v) // a start was cut short
 }
 
 // adopt takes charge of the machine of a running VM, or settles the VM if it is gone.
@@ -111,7 +109,7 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 	switch {
 	case err == nil && v.State == Paused: // a crash may have come before it was
 		if err := machine.Pause(ctx); err != nil {
-			return err
+			return errors.Join(err, machine.Close())
 		}
 		fallthrough
 	case err == nil:
@@ -127,7 +125,7 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 // afterReboot settles a VM that ran when the host went down.
 func (m *Manager) afterReboot(ctx context.Context, v VM) error {
 	v, err := m.settle(ctx, v, Stopped, "the host was restarted")
-	if err == nil && v.Spec.Autostart {
+	if err == nil && v.Spec.Autostart && v.State == Stopped { // and not removed
 		m.Autostart(v.ID)
 	}
 	return err
@@ -135,19 +133,29 @@ func (m *Manager) afterReboot(ctx context.Context, v VM) error {
 
 // Rebuild fills a store that has been lost from the copies of its rows in the VMs'
 // directories. It returns the names of the VMs that are known again, and those directories
-// that tell of none, which stay as they are. It is called before Recover.
+// that tell of none, which stay as they are. It is called before Recover, and once more by
+// the next daemon if this one dies before it has been through.
 func (m *Manager) Rebuild(ctx context.Context) (restored, unreadable []string, err error) {
 	saved, unreadable, err := m.Dirs.Saved()
 	if err != nil {
 		return nil, unreadable, err
 	}
 	for _, v := range saved {
+		switch _, err := m.Store.Get(ctx, v.ID); {
+		case err == nil:
+			continue
+		case errs.KindOf(err) != errs.NotFound:
+			return restored, unreadable, err
+		}
 		// A copy may be older than the row was: Recover looks for what each could have.
-		kinds := []Kind{KindDirectory, KindDisk, KindAttached, KindMachine}
-		err := m.Store.Restore(ctx, v, kinds...)
+		owns := []Change{{KindDirectory, Live}, {KindDisk, Live}, {KindAttached, Live}, {KindMachine, Live}}
+		if _, err := m.Disks.Usage(v.Disk); errs.KindOf(err) == errs.NotFound { // its removal had begun
+			owns[1].Status = Pending
+		}
+		err := m.Store.Restore(ctx, v, owns...)
 		if errs.KindOf(err) == errs.Conflict { // a name that was free again when the next VM took it
 			v.Name = shorten(v.Name) + "-" + v.ID
-			err = m.Store.Restore(ctx, v, kinds...)
+			err = m.Store.Restore(ctx, v, owns...)
 		}
 		if err != nil {
 			return restored, unreadable, err

@@ -58,6 +58,11 @@ func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wa
 		return VM{}, err
 	}
 	defer unlock()
+	return m.start(ctx, o, v, begin, wait)
+}
+
+// start is Start with v's lock held.
+func (m *Manager) start(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait) (VM, error) {
 	if v.State != Stopped && v.State != Failed {
 		return v, errs.New(errs.Conflict, "VM %s is %s already", v.Name, v.State)
 	}
@@ -67,21 +72,36 @@ func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wa
 	if err := m.checkSpace(o, v); err != nil {
 		return v, err
 	}
+	was := v
 	pending := []Change{{KindAttached, Pending}, {KindMachine, Pending}}
-	if v, err = m.update(ctx, id, "start", func(*VM) error { return nil }, pending...); err != nil {
-		return v, err
+	v, err := m.update(ctx, v.ID, "start", func(*VM) error { return nil }, pending...)
+	if err == nil {
+		v, err = m.boot(ctx, o, v, begin, wait)
 	}
-	was := v.State
-	if v, err = m.boot(ctx, o, v, begin, wait); err == nil {
+	if err == nil {
 		return v, nil
 	}
-	m.mend(ctx, id, err)
-	if !keepForReading(err) && was == Stopped { // nothing ran: the VM is what it was
-		return v, err
+	if _, left := errors.AsType[leftBehind](err); left || keepForReading(err) || was.State == Failed {
+		m.markFailed(ctx, was.ID, err)
+		return was, err
 	}
-	m.markFailed(ctx, id, err)
-	return v, err
+	return was, errors.Join(err, m.neverStarted(ctx, was))
 }
+
+// neverStarted records that nothing has come of a start: the VM is what it was. A
+// transaction that reports an error may have taken effect.
+func (m *Manager) neverStarted(ctx context.Context, was VM) error {
+	_, err := m.update(context.WithoutCancel(ctx), was.ID, "its start failed", func(x *VM) error {
+		x.StartedAt, x.StartTook = was.StartedAt, was.StartTook
+		return x.To(was.State, was.Reason)
+	}, Change{KindAttached, Gone}, Change{KindMachine, Gone})
+	return err
+}
+
+// leftBehind is a start that failed and whose machine could not be removed.
+type leftBehind struct{ error }
+
+func (e leftBehind) Unwrap() error { return e.error }
 
 // neverReady is a guest that ran without ever answering. Its console may tell why.
 type neverReady struct{ error }
@@ -99,7 +119,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	var u undo.Stack
 	defer func() {
 		if undone := u.Rollback(ctx); undone != nil {
-			err = errors.Join(err, undone)
+			err = leftBehind{errors.Join(err, undone)}
 		}
 	}()
 	u.Push("machine of VM "+v.ID, func(ctx context.Context) error { return m.removeMachine(ctx, v) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"banger/internal/errs"
@@ -16,23 +17,26 @@ const StopLimit = 60 * time.Second
 
 // Stop powers the VM off: its guest is asked, and killed if it takes longer than limit.
 // The disk stays. A VM that is to be removed when it stops is removed.
-func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit time.Duration) (v VM, err error) {
+func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit time.Duration) (VM, error) {
 	v, unlock, err := m.lock(ctx, id, "stopped")
 	if err != nil {
 		return VM{}, err
 	}
 	defer unlock()
+	return m.stop(ctx, o, v, limit)
+}
+
+// stop is Stop with v's lock held.
+func (m *Manager) stop(ctx context.Context, o *op.Operation, v VM, limit time.Duration) (_ VM, err error) {
+	id := v.ID
 	defer func() {
 		if err != nil {
 			m.mend(ctx, id, err)
 		}
 	}()
-	if v.State == Stopped {
-		return v, nil
-	}
 	r, err := m.machineOf(v)
 	if err != nil {
-		return v, err
+		return m.stopWithout(ctx, v, err)
 	}
 	paused := v.State == Paused
 	if v, err = m.update(ctx, id, "stop", func(x *VM) error { return x.To(Stopping, "") }); err != nil {
@@ -54,21 +58,58 @@ func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit ti
 	return m.settle(context.WithoutCancel(ctx), v, Stopped, "")
 }
 
+// stopWithout stops a VM of whose machine nothing is known, and why. Since v's lock is held
+// it is not being recovered: an earlier verb came to grief half way, and this one ends it.
+func (m *Manager) stopWithout(ctx context.Context, v VM, why error) (VM, error) {
+	switch {
+	case v.State == Stopped:
+		return v, nil
+	case v.State.HasMachine():
+		return m.settle(context.WithoutCancel(ctx), v, Stopped, "")
+	case v.State != Failed:
+		return v, why
+	case v.Spec.AutoRemove || v.Spec.Lease != "":
+		return v, m.remove(context.WithoutCancel(ctx), v.ID, "it stopped")
+	}
+	// It stays failed, for the same reason: its disk may be half removed.
+	left, err := m.hasMachine(ctx, v)
+	if err != nil || !left {
+		return v, err
+	}
+	err = m.removeMachine(context.WithoutCancel(ctx), v)
+	if err == nil {
+		v.Machine = nil
+	}
+	return v, err
+}
+
+// hasMachine tells whether there may be anything of a machine of v's on the host.
+func (m *Manager) hasMachine(ctx context.Context, v VM) (bool, error) {
+	resources, err := m.Store.Resources(ctx, v.ID)
+	return slices.ContainsFunc(resources, func(r Resource) bool { return r.Kind == KindMachine || r.Kind == KindAttached }), err
+}
+
 // Restart stops a running VM as Stop does and starts it again; a stopped one it starts.
+// Nobody else gets at the VM in between.
 func (m *Manager) Restart(ctx context.Context, o *op.Operation, id string, limit time.Duration, wait Wait) (VM, error) {
-	v, err := m.Store.Get(ctx, id)
+	begin := time.Now()
+	if err := wait.check(); err != nil {
+		return VM{}, err
+	}
+	v, unlock, err := m.lock(ctx, id, "restarted")
 	if err != nil {
 		return VM{}, err
 	}
+	defer unlock()
 	if v.Spec.AutoRemove || v.Spec.Lease != "" {
 		return v, errs.New(errs.Conflict, "VM %s is removed when it stops, so it can't be restarted", v.Name)
 	}
 	if v.State.HasMachine() {
-		if v, err = m.Stop(ctx, o, id, limit); err != nil {
+		if v, err = m.stop(ctx, o, v, limit); err != nil {
 			return v, err
 		}
 	}
-	return m.Start(ctx, o, id, wait)
+	return m.start(ctx, o, v, begin, wait)
 }
 
 // powerOff asks the guest to end and waits until the machine has.
@@ -146,16 +187,35 @@ func (m *Manager) watch(id string, r *running) {
 			case <-m.ctx.Done():
 				return
 			}
-			if err := m.ended(id, r); err != nil {
-				m.Log.Error("settle a VM whose machine ended", "vm", id, "err", err)
-			}
-			return
+			break
 		}
+		m.settleEnded(id, r)
 	})
 }
 
+// endedAgain is how long after a failure, of a store on a full disk say, a VM whose machine
+// has ended is tried to settle again: it must not be shown as running for ever.
+const endedAgain = time.Second
+
+// settleEnded settles a VM whose machine is gone, however often it takes.
+func (m *Manager) settleEnded(id string, r *running) {
+	for again := false; ; again = true {
+		err := m.ended(id, r, again)
+		if err == nil {
+			return
+		}
+		m.Log.Error("settle a VM whose machine ended", "vm", id, "err", err)
+		select {
+		case <-time.After(endedAgain):
+		case <-m.ctx.Done():
+			return
+		}
+	}
+}
+
 // ended settles a VM whose machine is gone, unless the verb that ended it does so itself.
-func (m *Manager) ended(id string, r *running) error {
+// again says that it was tried before.
+func (m *Manager) ended(id string, r *running, again bool) error {
 	ctx := m.ctx
 	v, unlock, err := m.lock(ctx, id, "settled after its machine ended")
 	if errs.KindOf(err) == errs.NotFound || ctx.Err() != nil {
@@ -166,9 +226,9 @@ func (m *Manager) ended(id string, r *running) error {
 	}
 	defer unlock()
 	m.mu.Lock()
-	current := m.running[id] == r
+	now := m.running[id]
 	m.mu.Unlock()
-	if !current {
+	if now != r && !(again && now == nil && v.State.HasMachine()) {
 		return nil
 	}
 	exit := r.machine.Exit()
@@ -177,8 +237,6 @@ func (m *Manager) ended(id string, r *running) error {
 		state = Stopped
 	}
 	m.Log.Info("machine ended", "vm", id, "name", v.Name, "reason", exit.Reason)
-	if _, err = m.settle(ctx, v, state, exit.Reason); err != nil {
-		m.mend(ctx, id, err)
-	}
+	_, err = m.settle(ctx, v, state, exit.Reason)
 	return err
 }

@@ -98,8 +98,8 @@ type Store interface {
 	// Delete drops the row of a VM whose last resources are the ones named, now gone.
 	Delete(ctx context.Context, id, cause string, gone ...Kind) error
 	Resources(ctx context.Context, id string) ([]Resource, error)
-	// Restore adds a VM as it was known elsewhere, with the resources that it then had.
-	Restore(ctx context.Context, v VM, live ...Kind) error
+	// Restore adds a VM as it was known elsewhere, with the resources that it may have.
+	Restore(ctx context.Context, v VM, resources ...Change) error
 
 	// Events returns what happened after the event with this number, oldest first, at most
 	// limit events. Old ones are dropped in time.

@@ -1,0 +1,172 @@
+// Package faults puts a door before and behind everything that a manager does to the store,
+// to disks, directories and machines, and to guests. Each door is a step at which a test
+// makes things fail, or ends the daemon. It knows nothing of what a test does there.
+package faults
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"banger/internal/disk"
+	"banger/internal/hypervisor"
+	"banger/internal/vm"
+)
+
+// Door is asked before each step ("before store create") and once the step is done ("after
+// store create"). Its error keeps the step from being taken, or is what the step then reports.
+type Door func(label string) error
+
+// Behind returns c with the door around all that has an effect.
+func Behind(c vm.Config, door Door) vm.Config {
+	c.Store, c.Disks, c.Dirs, c.Hypervisor = store{c.Store, door}, disks{c.Disks, door}, dirs{c.Dirs, door}, vmm{c.Hypervisor, door}
+	c.Connect, c.Reconnect = door.connect(c.Connect), door.connect(c.Reconnect)
+	return c
+}
+
+// step takes one step between two doors.
+func step[T any](door Door, label string, do func() (T, error)) (T, error) {
+	if err := door("before " + label); err != nil {
+		var none T
+		return none, err
+	}
+	v, err := do()
+	if err == nil {
+		err = door("after " + label)
+	}
+	return v, err
+}
+
+func (d Door) act(label string, do func() error) error {
+	_, err := step(d, label, func() (struct{}, error) { return struct{}{}, do() })
+	return err
+}
+
+type store struct {
+	vm.Store
+	door Door
+}
+
+func (s store) Create(ctx context.Context, v vm.VM, pending ...vm.Kind) error {
+	return s.door.act("store create", func() error { return s.Store.Create(ctx, v, pending...) })
+}
+
+func (s store) Update(ctx context.Context, id, cause string, change func(*vm.VM) error, resources ...vm.Change) (vm.VM, error) {
+	return step(s.door, "store "+cause, func() (vm.VM, error) { return s.Store.Update(ctx, id, cause, change, resources...) })
+}
+
+func (s store) Delete(ctx context.Context, id, cause string, gone ...vm.Kind) error {
+	return s.door.act("store delete", func() error { return s.Store.Delete(ctx, id, cause, gone...) })
+}
+
+func (s store) Restore(ctx context.Context, v vm.VM, resources ...vm.Change) error {
+	return s.door.act("store restore", func() error { return s.Store.Restore(ctx, v, resources...) })
+}
+
+type disks struct {
+	vm.Disks
+	door Door
+}
+
+func (d disks) Clone(ctx context.Context, driver string, base disk.Base, spec disk.Spec) (disk.Volume, error) {
+	return step(d.door, "disk clone", func() (disk.Volume, error) { return d.Disks.Clone(ctx, driver, base, spec) })
+}
+
+func (d disks) Attach(ctx context.Context, home disk.Home, v disk.Volume) (disk.Attached, error) {
+	return step(d.door, "disk attach", func() (disk.Attached, error) { return d.Disks.Attach(ctx, home, v) })
+}
+
+func (d disks) Detach(ctx context.Context, home disk.Home) error {
+	return d.door.act("disk detach", func() error { return d.Disks.Detach(ctx, home) })
+}
+
+func (d disks) Remove(ctx context.Context, home disk.Home) error {
+	return d.door.act("disk remove", func() error { return d.Disks.Remove(ctx, home) })
+}
+
+type dirs struct {
+	vm.Dirs
+	door Door
+}
+
+func (d dirs) Make(id string) error {
+	return d.door.act("directory make", func() error { return d.Dirs.Make(id) })
+}
+
+func (d dirs) Save(v vm.VM) error {
+	return d.door.act("directory save", func() error { return d.Dirs.Save(v) })
+}
+
+func (d dirs) Remove(id string) error {
+	return d.door.act("directory remove", func() error { return d.Dirs.Remove(id) })
+}
+
+type vmm struct {
+	vm.Hypervisor
+	door Door
+}
+
+func (h vmm) Launch(ctx context.Context, spec hypervisor.MachineSpec) (hypervisor.Machine, error) {
+	m, err := step(h.door, "machine launch", func() (hypervisor.Machine, error) { return h.Hypervisor.Launch(ctx, spec) })
+	if m == nil {
+		return nil, err
+	}
+	if err != nil { // it was launched, and its launcher failed after that: nothing of it may stay
+		return nil, errors.Join(err, machine{m, h.door}.Kill(ctx), m.Close())
+	}
+	return machine{m, h.door}, nil
+}
+
+func (h vmm) Adopt(ctx context.Context, rec hypervisor.Record) (hypervisor.Machine, error) {
+	m, err := step(h.door, "machine adopt", func() (hypervisor.Machine, error) { return h.Hypervisor.Adopt(ctx, rec) })
+	if m == nil {
+		return nil, err
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return machine{m, h.door}, nil
+}
+
+func (h vmm) Remove(ctx context.Context, vmid, dir string, rec *hypervisor.Record) error {
+	return h.door.act("machine remove", func() error { return h.Hypervisor.Remove(ctx, vmid, dir, rec) })
+}
+
+type machine struct {
+	hypervisor.Machine
+	door Door
+}
+
+func (m machine) Pause(ctx context.Context) error {
+	return m.door.act("machine pause", func() error { return m.Machine.Pause(ctx) })
+}
+
+func (m machine) Resume(ctx context.Context) error {
+	return m.door.act("machine resume", func() error { return m.Machine.Resume(ctx) })
+}
+
+func (m machine) Kill(ctx context.Context) error {
+	return m.door.act("machine kill", func() error { return m.Machine.Kill(ctx) })
+}
+
+func (d Door) connect(connect vm.Connect) vm.Connect {
+	return func(ctx context.Context, dial func(context.Context) (net.Conn, error)) (vm.Guest, error) {
+		g, err := step(d, "guest connect", func() (vm.Guest, error) { return connect(ctx, dial) })
+		if g == nil {
+			return nil, err
+		}
+		if err != nil {
+			return nil, errors.Join(err, g.Close())
+		}
+		return guest{g, d}, nil
+	}
+}
+
+type guest struct {
+	vm.Guest
+	door Door
+}
+
+func (g guest) Call(ctx context.Context, method string, params, result any) error {
+	return g.door.act("guest "+method, func() error { return g.Guest.Call(ctx, method, params, result) })
+}
