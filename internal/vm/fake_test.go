@@ -2,12 +2,10 @@ package vm_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +18,7 @@ import (
 	diskcopy "banger/internal/disk/copy"
 	"banger/internal/disk/qcow2"
 	"banger/internal/errs"
+	"banger/internal/faults"
 	"banger/internal/guest/proto"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
@@ -34,7 +33,7 @@ import (
 // world is a host in memory with a real store and real disks. It outlives managers, as a
 // host does daemons.
 type world struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	base string
 
@@ -49,12 +48,15 @@ type world struct {
 	froze    int      // how often guests have frozen their filesystem
 	bootID   string   // of the host's running boot
 	again    []string // ids of VMs that recovery wants started
+	hangs    string   // id of a VM whose machine's monitor does not answer
 	stray    []host.Object
 	lastConf proto.Configure
+	gate     gate // around all that managers do
+	level    slog.Level
 }
 
-func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir(), machines: map[string]*machine{}, nextPID: 100, boot: "running", bootID: "boot-1"}
+func newWorld(t testing.TB) *world {
+	w := &world{t: t, dir: quickDir(t), machines: map[string]*machine{}, nextPID: 100, boot: "running", bootID: "boot-1"}
 	w.base = filepath.Join(w.dir, "base.ext4")
 	if err := os.WriteFile(w.base, make([]byte, 1<<20), 0o400); err != nil {
 		t.Fatal(err)
@@ -77,27 +79,47 @@ func (w *world) set(change func()) {
 	change()
 }
 
+// quickDir is a directory where a flush costs nothing, if the host has such a place.
+func quickDir(t testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "banger-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // daemon opens a manager as a starting daemon does. The function it returns ends it.
 func (w *world) daemon() (*vm.Manager, func()) {
 	w.t.Helper()
+	m, end, err := w.open()
+	if err != nil {
+		w.t.Errorf("recover: %v", err)
+	}
+	return m, end
+}
+
+// open is daemon for those who expect that the recovery does not work out.
+func (w *world) open() (*vm.Manager, func(), error) {
+	w.t.Helper()
 	ctx, cancel := context.WithCancel(w.t.Context())
-	s, err := store.Open(ctx, filepath.Join(w.dir, "banger.db"))
+	s, err := store.Open(ctx, w.database())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	m := vm.NewManager(ctx, vm.Config{
+	m := vm.NewManager(ctx, faults.Behind(vm.Config{
 		Dirs: vmdir.Dirs{Root: w.vms()}, Store: s, Disks: failingDisks{disk.Set{Drivers: []disk.Driver{qcow2.Driver{}, diskcopy.New()}, Order: []string{"qcow2", "copy"}}, w}, Hypervisor: w, Images: w, Kernels: w,
 		Connect: w.connect, Reconnect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30, BootID: w.bootID}, DefaultImage: "tiny", DefaultKernel: "debian",
 		Objects: w.objects, Autostart: func(id string) { w.set(func() { w.again = append(w.again, id) }) },
-		Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)),
-	})
+		Log: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: w.level})),
+	}, w.gate.pass))
 	if s.Fresh() {
-		if _, _, err := m.Rebuild(ctx); err != nil {
-			w.t.Errorf("rebuild: %v", err)
+		if _, _, err = m.Rebuild(ctx); err == nil {
+			err = s.Complete(ctx)
 		}
 	}
-	if err := m.Recover(ctx); err != nil {
-		w.t.Errorf("recover: %v", err)
+	if err == nil {
+		err = m.Recover(ctx)
 	}
 	return m, sync.OnceFunc(func() {
 		cancel()
@@ -107,8 +129,10 @@ func (w *world) daemon() (*vm.Manager, func()) {
 		if err := s.Close(); err != nil {
 			w.t.Error(err)
 		}
-	})
+	}), err
 }
+
+func (w *world) database() string { return filepath.Join(w.dir, "banger.db") }
 
 func (w *world) vms() string { return filepath.Join(w.dir, "vms") }
 
@@ -202,6 +226,9 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 	if _, err := os.Stat(spec.Disks[0].Path); err != nil {
 		return nil, err
 	}
+	if _, there := w.machines[spec.Dir]; there {
+		w.t.Errorf("a second machine is launched in %s", spec.Dir)
+	}
 	w.nextPID++
 	m := &machine{w: w, done: make(chan struct{}), halts: make(chan string, 1), rec: hypervisor.Record{
 		VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
@@ -212,7 +239,14 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 	return m, nil
 }
 
-func (w *world) Adopt(_ context.Context, rec hypervisor.Record) (hypervisor.Machine, error) {
+func (w *world) Adopt(ctx context.Context, rec hypervisor.Record) (hypervisor.Machine, error) {
+	w.mu.Lock()
+	hangs := w.hangs == rec.VMID
+	w.mu.Unlock()
+	if hangs {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if err := w.failing("adopt"); err != nil {
 		return nil, err
 	}
@@ -225,14 +259,14 @@ func (w *world) Adopt(_ context.Context, rec hypervisor.Record) (hypervisor.Mach
 	return m, nil
 }
 
-func (w *world) Remove(_ context.Context, _, dir string, _ *hypervisor.Record) error {
+func (w *world) Remove(_ context.Context, _, dir string, rec *hypervisor.Record) error {
 	if err := w.failing("remove"); err != nil {
 		return err
 	}
 	w.mu.Lock()
 	m := w.machines[dir]
 	w.mu.Unlock()
-	if m != nil {
+	if m != nil && (rec == nil || rec.Process == m.rec.Process) { // a record is believed, as by QEMU's driver
 		m.end("killed", true)
 	}
 	return nil
@@ -241,111 +275,6 @@ func (w *world) Remove(_ context.Context, _, dir string, _ *hypervisor.Record) e
 func (w *world) ReadLog(string) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader("Kernel panic \x1b[31m- not syncing\n")), nil
 }
-
-type machine struct {
-	w     *world
-	rec   hypervisor.Record
-	done  chan struct{}
-	halts chan string
-	exit  hypervisor.Exit
-
-	paused bool
-}
-
-func (m *machine) setPaused(paused bool) error {
-	if err := m.w.failing("pause"); err != nil {
-		return err
-	}
-	m.w.set(func() { m.paused = paused })
-	return nil
-}
-
-// end is the end of the machine's process, whoever brings it about.
-func (m *machine) end(reason string, clean bool) {
-	m.w.mu.Lock()
-	defer m.w.mu.Unlock()
-	if m.w.machines[m.rec.Dir] == m {
-		delete(m.w.machines, m.rec.Dir)
-		m.exit = hypervisor.Exit{Reason: reason, Clean: clean}
-		close(m.done)
-	}
-}
-
-func (m *machine) Usage() (host.Usage, error) {
-	return host.Usage{CPU: time.Second, PSSBytes: 1 << 20}, nil
-}
-func (m *machine) Halts() <-chan string         { return m.halts }
-func (m *machine) Record() hypervisor.Record    { return m.rec }
-func (m *machine) Console() hypervisor.Console  { return nil }
-func (m *machine) Pause(context.Context) error  { return m.setPaused(true) }
-func (m *machine) Resume(context.Context) error { return m.setPaused(false) }
-func (m *machine) Kill(context.Context) error   { m.end("killed", true); return nil }
-func (m *machine) Done() <-chan struct{}        { return m.done }
-func (m *machine) Exit() hypervisor.Exit        { return m.exit }
-func (m *machine) Close() error                 { return nil }
-
-func (m *machine) Channel(context.Context) (net.Conn, error) {
-	if err := m.w.failing("channel"); err != nil {
-		return nil, err
-	}
-	a, _ := net.Pipe()
-	return conn{a, m}, nil
-}
-
-type conn struct {
-	net.Conn
-	m *machine
-}
-
-func (w *world) connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (vm.Guest, error) {
-	c, err := dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	w.mu.Lock()
-	silent := w.silent
-	w.mu.Unlock()
-	if silent {
-		<-ctx.Done()
-		return nil, ctx.Err()
-	}
-	return &fakeGuest{c.(conn).m, make(chan struct{})}, nil
-}
-
-type fakeGuest struct {
-	m    *machine
-	done chan struct{}
-}
-
-func (g *fakeGuest) Call(ctx context.Context, method string, params, result any) error {
-	if err := g.m.w.failing(method); err != nil {
-		return err
-	}
-	w := g.m.w
-	switch method {
-	case proto.MethodConfigure:
-		w.set(func() { w.lastConf = params.(proto.Configure) })
-	case proto.MethodWaitBoot:
-		raw, err := json.Marshal(proto.Boot{State: w.boot})
-		if err != nil {
-			return err
-		}
-		return json.Unmarshal(raw, result)
-	case proto.MethodFreeze:
-		w.set(func() { w.froze++ })
-	case proto.MethodStats:
-		*result.(*proto.Stats) = proto.Stats{Load1: 0.5}
-	case proto.MethodShutdown:
-		if !w.ignores && !g.m.paused {
-			g.m.end("powered off by the guest", true)
-		}
-	}
-	return nil
-}
-
-func (g *fakeGuest) Join(context.Context, proto.Header, *net.UnixConn) error { return nil }
-func (g *fakeGuest) Done() <-chan struct{}                                   { return g.done }
-func (g *fakeGuest) Close() error                                            { return nil }
 
 // operation runs a verb as the server does and returns the warnings it gave.
 func operation(t *testing.T, run func(context.Context, *op.Operation) error) (warnings []string, err error) {

@@ -90,31 +90,34 @@ func TestCreationUndoesItself(t *testing.T) {
 
 func TestAGuestThatNeverAnswers(t *testing.T) {
 	for _, step := range []string{"channel", "configure"} {
-		w := newWorld(t)
-		m, end := w.daemon()
-		defer end()
-		w.set(func() { w.fail = step })
-		v, err := create(t, m, vm.Request{Name: "web"})
-		if err == nil || !strings.Contains(err.Error(), "Kernel panic [31m- not syncing") || !strings.Contains(errs.HintOf(err), "banger logs web") {
-			t.Errorf("%s: the error does not show the console: %v", step, err)
-		}
-		v = settled(t, m, v.Name, vm.Failed)
-		if found := w.census(); !reflect.DeepEqual(found, []string{"directory " + v.ID}) {
-			t.Errorf("%s: on the host is %v", step, found)
-		}
-		if _, err := create(t, m, vm.Request{Name: "gone", AutoRemove: true}); err == nil {
-			t.Error("no error")
-		}
-		if _, err := m.Find(t.Context(), "gone"); errs.KindOf(err) != errs.NotFound {
-			t.Errorf("a VM that was to be removed is there: %v", err)
-		}
-		w.set(func() { w.fail = "" })
-		if _, err := operation(t, func(ctx context.Context, o *op.Operation) error {
-			_, err := m.Start(ctx, o, v.ID, "")
-			return err
-		}); err != nil {
-			t.Errorf("%s: starting it again: %v", step, err)
-		}
+		t.Run(step, func(t *testing.T) { inWorld(t, func(t *testing.T, w *world) { neverAnswers(t, w, step) }) })
+	}
+}
+
+func neverAnswers(t *testing.T, w *world, step string) {
+	m, end := w.daemon()
+	defer end()
+	w.set(func() { w.fail = step })
+	v, err := create(t, m, vm.Request{Name: "web"})
+	if err == nil || !strings.Contains(err.Error(), "Kernel panic [31m- not syncing") || !strings.Contains(errs.HintOf(err), "banger logs web") {
+		t.Errorf("%s: the error does not show the console: %v", step, err)
+	}
+	v = settled(t, m, v.Name, vm.Failed)
+	if found := w.census(); !reflect.DeepEqual(found, []string{"directory " + v.ID}) {
+		t.Errorf("%s: on the host is %v", step, found)
+	}
+	if _, err := create(t, m, vm.Request{Name: "gone", AutoRemove: true}); err == nil {
+		t.Error("no error")
+	}
+	if _, err := m.Find(t.Context(), "gone"); errs.KindOf(err) != errs.NotFound {
+		t.Errorf("a VM that was to be removed is there: %v", err)
+	}
+	w.set(func() { w.fail = "" })
+	if _, err := operation(t, func(ctx context.Context, o *op.Operation) error {
+		_, err := m.Start(ctx, o, v.ID, "")
+		return err
+	}); err != nil {
+		t.Errorf("%s: starting it again: %v", step, err)
 	}
 }
 
