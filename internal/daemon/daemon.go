@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"golang.org/x/sys/unix"
 
 	"banger/api"
 	"banger/internal/config"
@@ -74,7 +73,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	if d.lock, err = lockState(state); err != nil {
+	if d.lock, err = lockState(ctx, state, opts.Config.Socket); err != nil {
 		return nil, err
 	}
 	if err := d.openStore(ctx, filepath.Join(state, "banger.db")); err != nil {
@@ -208,23 +207,6 @@ func (d *Daemon) bundle() (runtimedir.Bundle, error) {
 
 func (d *Daemon) bundleTarget() (runtimedir.Bundle, error) {
 	return runtimedir.Target(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
-}
-
-// lockState makes sure that no other daemon works on the state directory. The kernel gives
-// the lock back when the process ends, however it ends.
-func lockState(state string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(state, "bangerd.lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, errs.New(errs.Unavailable, "use the state directory %s", state).Because(err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errs.New(errs.Busy, "another bangerd works on %s", state).Try("banger daemon status tells of it")
-		}
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
-	return f, nil
 }
 
 // drainLimit bounds how long an ending daemon waits for cancelled operations to undo

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/config"
 	"banger/internal/errs"
@@ -42,6 +43,31 @@ func TestOneDaemonAStateDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := open(t, o).Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A daemon that was killed may hold its lock a moment longer than its socket.
+func TestADyingDaemonIsWaitedFor(t *testing.T) {
+	o := options(t)
+	first := open(t, o)
+	second := make(chan error, 1)
+	go func() {
+		d, err := Open(t.Context(), o)
+		if err == nil {
+			err = d.Close()
+		}
+		second <- err
+	}()
+	select {
+	case err := <-second:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(5 * lockInterval):
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-second; err != nil {
 		t.Error(err)
 	}
 }

@@ -58,14 +58,7 @@ func clearStale(path string) error {
 	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
 		return errs.New(errs.Conflict, "the socket %s belongs to user %d", path, owner).Try("set BANGER_SOCKET to a path of your own")
 	}
-	err = unixsock.WithAddress(path, func(address string) error {
-		conn, err := net.Dial("unix", address)
-		if err == nil {
-			conn.Close()
-		}
-		return err
-	})
-	if err == nil {
+	if served(path) {
 		return errs.New(errs.Busy, "another daemon serves %s", path).Try("stop it, or set BANGER_SOCKET to another path")
 	}
 	return os.Remove(path)
@@ -98,4 +91,16 @@ func (d *Daemon) watchSocket(ctx context.Context, own fs.FileInfo) {
 			return
 		}
 	}
+}
+
+// served tells whether someone listens on the socket at path.
+func served(path string) bool {
+	err := unixsock.WithAddress(path, func(address string) error {
+		conn, err := net.Dial("unix", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	return err == nil
 }
