@@ -37,6 +37,12 @@ func TestDiskDrivers(t *testing.T) {
 		}},
 		{"qcow2", "qcow2", func(t *testing.T) string { return t.TempDir() }},
 		{"copy", "copy", func(t *testing.T) string { return t.TempDir() }},
+		{"dm", "dm", func(t *testing.T) string {
+			if _, err := os.Stat("/dev/mapper/control"); err != nil {
+				t.Skipf("SKIP: no device-mapper: %v", err)
+			}
+			return t.TempDir()
+		}},
 	} {
 		t.Run(c.driver, func(t *testing.T) {
 			b := bangerWithImage(t, c.state(t))

@@ -25,9 +25,14 @@ var suites = []suite{
 	{pkg: "internal/host", limit: 5 * time.Minute},
 	{pkg: "internal/disk", limit: 5 * time.Minute},
 	{pkg: "internal/disk/qcow2", limit: 10 * time.Minute},
+	{pkg: "internal/disk/reflink", limit: 10 * time.Minute},
+	{pkg: "internal/disk/copy", limit: 10 * time.Minute},
+	{pkg: "internal/disk/loop", limit: 5 * time.Minute},
+	{pkg: "internal/disk/dm", limit: 10 * time.Minute},
+	{pkg: "internal/dns/publish", tests: "RealResolved", limit: 5 * time.Minute},
 	// With TCG inside of TCG nothing is proven and a boot takes a minute.
 	{pkg: "internal/hypervisor/qemu", tests: "KVM", limit: 15 * time.Minute},
-	{pkg: "e2e", tests: "KVM", limit: 10 * time.Minute},
+	{pkg: "e2e", tests: "KVM|DiskDrivers/dm", limit: 10 * time.Minute},
 }
 
 func (s suite) String() string {
