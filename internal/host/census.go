@@ -24,7 +24,7 @@ type Object struct {
 // backed by files there and device-mapper targets on those. What goes meanwhile is passed over.
 func Objects(dir string) ([]Object, error) {
 	var all []Object
-	for _, look := range []func(string) ([]Object, error){processesIn, socketsIn, mountsIn, blockDevicesOn} {
+	for _, look := range []func(string) ([]Object, error){ProcessesIn, socketsIn, mountsIn, blockDevicesOn} {
 		found, err := look(dir)
 		if err != nil {
 			return nil, fmt.Errorf("look for what is left in %s: %w", dir, err)
@@ -41,7 +41,8 @@ func below(dir, path string) (string, bool) {
 	return strings.TrimPrefix(rest, "/"), ok && strings.HasPrefix(rest, "/")
 }
 
-func processesIn(dir string) ([]Object, error) {
+// ProcessesIn is the part of [Objects] that looks for processes.
+func ProcessesIn(dir string) ([]Object, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
+	"banger/internal/host"
 	"banger/internal/hypervisor"
 )
 
@@ -56,8 +58,11 @@ func quitByMonitor(ctx context.Context, vmID, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, removeLimit)
 	defer cancel()
 	conn, err := dial(ctx, dir, monitorSocket)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+	if errors.Is(err, fs.ErrNotExist) { // the sockets are made before the process
 		return nil
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return gone(ctx, dir)
 	}
 	if err != nil {
 		return err
@@ -65,7 +70,7 @@ func quitByMonitor(ctx context.Context, vmID, dir string) error {
 	m, err := newMonitor(ctx, conn, func(string, json.RawMessage) {})
 	if err != nil {
 		if ctx.Err() == nil { // it hung up: the process died before it could answer
-			return nil
+			return gone(ctx, dir)
 		}
 		return err
 	}
@@ -80,10 +85,33 @@ func quitByMonitor(ctx context.Context, vmID, dir string) error {
 	if err := m.Execute(ctx, "quit", nil, nil); err != nil && ctx.Err() != nil {
 		return err
 	}
-	select { // QEMU closes the monitor as it exits
-	case <-m.Done():
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	return gone(ctx, dir)
+}
+
+// gone waits for the end of what runs in dir, of which the monitor was the only proof: QEMU
+// closes that before the kernel has taken the process apart, and a process that dies still
+// has its files open.
+func gone(ctx context.Context, dir string) error {
+	left, err := host.ProcessesIn(filepath.Dir(dir))
+	if err != nil {
+		return err
 	}
+	for _, o := range left {
+		if o.Path != filepath.Base(dir) {
+			continue
+		}
+		handle, err := o.Process.Open()
+		if errs.KindOf(err) == errs.NotFound {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = handle.Wait(ctx)
+		handle.Close()
+		if err != nil {
+			return fmt.Errorf("process %d in %s does not end, nor say who it is: %w", o.Process.PID, dir, err)
+		}
+	}
+	return nil
 }
