@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/disk"
 )
 
@@ -80,20 +82,50 @@ func revive(f *os.File) error {
 	return err
 }
 
-// entries yields the ranges of the disk that a file of changes holds, in bytes. The kernel may
-// be at work on it.
-func entries(r io.ReaderAt, fileBytes int64, yield func(offset, bytes int64)) error {
+// entries yields the chunks of the disk that a file of changes has an entry of: where each is
+// on the disk and where it is kept, in bytes. The kernel, which gives out the places in the
+// file one after another, may be at work on it.
+func entries(r io.ReaderAt, fileBytes int64, yield func(offset, place int64) error) error {
 	area := make([]byte, chunkBytes)
 	for at := int64(chunkBytes); at+areaBytes <= fileBytes; at += areaBytes {
 		if _, err := r.ReadAt(area, at); err != nil {
 			return err
 		}
 		for e := area; len(e) > 0; e = e[entryBytes:] {
-			if binary.LittleEndian.Uint64(e[8:]) == 0 { // where it is kept: never in the header's chunk
+			place := int64(binary.LittleEndian.Uint64(e[8:])) * chunkBytes
+			if place == 0 { // never in the header's chunk
 				return nil
 			}
-			yield(int64(binary.LittleEndian.Uint64(e))*chunkBytes, chunkBytes)
+			if err := yield(int64(binary.LittleEndian.Uint64(e))*chunkBytes, place); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// data finds holes in a file, asked for places that mostly grow.
+type data struct {
+	f          *os.File
+	start, end int64 // the range last found that is no hole
+}
+
+// at tells whether there is data at this place of the file. What the guest discards becomes a
+// hole, though its entry stays.
+func (d *data) at(place int64) (bool, error) {
+	if place < d.start || place >= d.end {
+		start, err := d.f.Seek(place, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) { // none from here on
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		end, err := d.f.Seek(start, unix.SEEK_HOLE)
+		if err != nil {
+			return false, err
+		}
+		d.start, d.end = start, end
+	}
+	return place >= d.start, nil
 }

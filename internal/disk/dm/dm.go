@@ -201,20 +201,31 @@ func (d *Driver) Usage(v disk.Volume) (disk.Usage, error) {
 	if u.AllocatedBytes, err = disk.Allocated(f); err != nil {
 		return u, err
 	}
-	if err := entries(f, cowBytes(v.VirtualBytes), func(_, bytes int64) { u.ChangedBytes += bytes }); err != nil {
+	err = entries(f, cowBytes(v.VirtualBytes), func(int64, int64) error {
+		u.ChangedBytes += chunkBytes
+		return nil
+	})
+	if err != nil {
 		return u, v.Damaged(err)
 	}
 	return u, nil
 }
 
-// Extents yields the chunks that the file of changes holds.
+// Extents yields the chunks that the file of changes holds: what was discarded it does not.
 func (d *Driver) Extents(v disk.Volume, yield func(offset, bytes int64)) error {
 	f, err := v.OpenFile(cowBytes(v.VirtualBytes))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return entries(f, cowBytes(v.VirtualBytes), yield)
+	held := data{f: f}
+	return entries(f, cowBytes(v.VirtualBytes), func(offset, place int64) error {
+		there, err := held.at(place)
+		if there {
+			yield(offset, chunkBytes)
+		}
+		return err
+	})
 }
 
 // Check asks the kernel whether it has given up the snapshot.

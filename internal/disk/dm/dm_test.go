@@ -1,6 +1,7 @@
 package dm
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -380,9 +381,42 @@ func TestEntries(t *testing.T) {
 			}
 		}
 		var last, n int64
-		err = entries(f, cowBytes(4<<20), func(offset, bytes int64) { last, n = offset, n+bytes })
+		err = entries(f, cowBytes(4<<20), func(offset, _ int64) error {
+			last, n = offset, n+chunkBytes
+			return nil
+		})
 		if err != nil || n != int64(count)*chunkBytes || count > 0 && last != int64(count-1)*chunkBytes {
 			t.Errorf("%d entries are %d bytes, the last at %d, %v", count, n, last, err)
 		}
+	}
+}
+
+// What the guest has discarded has an entry and no data.
+func TestExtentsAreWithoutHoles(t *testing.T) {
+	v := disk.Volume{Driver: name, Path: filepath.Join(t.TempDir(), "root.cow"), VirtualBytes: 4 << 20}
+	f, err := os.Create(v.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := writeCow(f, v.VirtualBytes); err != nil {
+		t.Fatal(err)
+	}
+	for i := range byte(6) { // chunk 10+i is kept at place 2+i, of which every other has data
+		if _, err := f.WriteAt([]byte{10 + i, 0, 0, 0, 0, 0, 0, 0, 2 + i}, chunkBytes+int64(i)*entryBytes); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			if _, err := f.WriteAt(bytes.Repeat([]byte{1}, chunkBytes), int64(2+i)*chunkBytes); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var held []int64
+	if err := New(nil).Extents(v, func(offset, _ int64) { held = append(held, offset/chunkBytes) }); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(held, []int64{10, 12, 14}) {
+		t.Errorf("chunks %v are held", held)
 	}
 }
