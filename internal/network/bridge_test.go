@@ -1,0 +1,401 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"banger/internal/errs"
+)
+
+func TestGuestsReachWhatTheyMay(t *testing.T) {
+	w := newWorld(t)
+	here := w.here()
+	w.serve(here, ":8080", "host")
+	a, b := w.guest(), w.guest()
+	lonely := w.guest(func(p *Port) { p.Isolated = true })
+	trusted := w.guest(func(p *Port) { p.HostAccess = true })
+	gateway := Gateway(w.subnet).String()
+
+	w.reaches(a.ns, webServer+":80", "web to "+hostOnLAN) // as the host
+	w.reaches(lonely.ns, webServer+":80", "web to "+hostOnLAN)
+	w.reaches(here, a.web(), "guest "+a.VM+" to "+gateway)
+	w.reaches(here, lonely.web(), "guest "+lonely.VM+" to "+gateway)
+	w.reaches(a.ns, b.web(), "guest "+b.VM+" to "+a.Address.Addr().String()) // as itself
+	w.blocked(a.ns, lonely.web())
+	w.blocked(lonely.ns, a.web())
+
+	for _, address := range []string{gateway, hostOnLAN} {
+		w.blocked(a.ns, address+":8080")
+		w.reaches(trusted.ns, address+":8080", "host to "+trusted.Address.Addr().String())
+	}
+	if got := ask(a.ns, "169.254.169.254:80", refusal); got != "" {
+		t.Errorf("the cloud's secrets: %q", got)
+	}
+	w.route(w.lan, w.subnet.String(), hostOnLAN)
+	w.blocked(w.lan, a.web())
+}
+
+// What did not forward before forwards for guests only.
+func TestForwardingIsForGuestsOnly(t *testing.T) {
+	w := newWorld(t)
+	other := namespace(t)
+	w.veth("vpn0", "203.0.113.1", other, "203.0.113.2")
+	w.serve(other, "203.0.113.2:80", "vpn")
+	w.route(w.lan, "203.0.113.0/24", hostOnLAN)
+	w.route(other, "198.51.100.0/24", "203.0.113.1")
+	w.blocked(w.lan, "203.0.113.2:80")
+	g := w.guest()
+	w.reaches(g.ns, "203.0.113.2:80", "vpn to 203.0.113.1")
+	w.blocked(w.lan, "203.0.113.2:80")
+	must(t, w.bridge.Detach(t.Context(), g.VM))
+	w.nothingLeft()
+	for _, name := range []string{"all", "default", "lan0", "vpn0"} {
+		if on, err := forwards(name); err != nil || on {
+			t.Errorf("%s forwards still: %v", name, err)
+		}
+	}
+}
+
+// An interface that comes later is one more way out.
+func TestAnInterfaceThatComesLater(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.bridge.Watch())
+	g := w.guest()
+	other := namespace(t)
+	w.veth("vpn0", "203.0.113.1", other, "203.0.113.2")
+	w.serve(other, "203.0.113.2:80", "vpn")
+	eventually(t, "the new interface forwards", patience, func() bool { on, _ := forwards("vpn0"); return on })
+	w.reaches(g.ns, "203.0.113.2:80", "vpn to 203.0.113.1")
+	if text := w.notices(); text != "" {
+		t.Errorf("nobody had to know: %s", text)
+	}
+}
+
+// A host that forwards already goes on doing so.
+func TestForwardingThatOthersWant(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	must(t, setForwarding("all", true)) // Docker starts, say
+	t.Cleanup(func() { setForwarding("all", false) })
+	must(t, w.bridge.Detach(t.Context(), g.VM))
+	w.nothingLeft()
+	if on, err := forwards("lan0"); err != nil || !on {
+		t.Errorf("lan0 does not forward any more, %v", err)
+	}
+}
+
+// nothingLeft checks that nothing of ours is on the host.
+func (w *world) nothingLeft() {
+	w.t.Helper()
+	found, err := w.bridge.Objects()
+	if err != nil || len(found) > 0 {
+		w.t.Errorf("left: %v, %v", found, err)
+	}
+	if _, err := os.Stat(filepath.Join(w.state, "forwarding.json")); !errors.Is(err, fs.ErrNotExist) {
+		w.t.Errorf("what was opened is remembered still: %v", err)
+	}
+}
+
+func (w *world) route(ns netns.NsHandle, to, via string) {
+	w.t.Helper()
+	must(w.t, onThread(ns, func() error {
+		_, dst, err := net.ParseCIDR(to)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: net.ParseIP(via)})
+	}))
+}
+
+// foreign runs a helper of TestMain's: another process that works on the same host.
+func foreign(t *testing.T, what string) {
+	t.Helper()
+	c := exec.Command("/proc/self/exe")
+	c.Env = append(os.Environ(), helper+"="+what)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", what, err, out)
+	}
+}
+
+func TestAFlushIsMended(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.bridge.Watch())
+	g := w.guest()
+	foreign(t, "flush")
+	eventually(t, "the rules are there again", 10*time.Second, func() bool {
+		w.bridge.mu.Lock()
+		defer w.bridge.mu.Unlock()
+		same, err := intact(w.bridge.rules)
+		return err == nil && same
+	})
+	w.reaches(g.ns, webServer+":80", "web to "+hostOnLAN)
+	if !strings.Contains(w.notices(), "someone changed") {
+		t.Errorf("nobody was told: %q", w.notices())
+	}
+}
+
+// A single rule or element that is missing is seen too.
+func TestIntactSeesEverything(t *testing.T) {
+	w := newWorld(t)
+	w.guest()
+	same := func() bool {
+		ok, err := intact(w.bridge.rules)
+		must(t, err)
+		return ok
+	}
+	for _, table := range w.bridge.rules {
+		for _, harm := range harms(t, table) {
+			if !same() {
+				t.Fatal("not even at the beginning")
+			}
+			conn, err := nftables.New()
+			must(t, err)
+			harm.do(conn)
+			must(t, conn.Flush())
+			if same() {
+				t.Errorf("not seen: %s", harm.what)
+			}
+			must(t, w.bridge.apply())
+		}
+	}
+}
+
+type harm struct {
+	what string
+	do   func(*nftables.Conn)
+}
+
+func harms(t *testing.T, table Table) (all []harm) {
+	where := &nftables.Table{Family: table.Family, Name: table.Name}
+	all = append(all, harm{"no table", func(c *nftables.Conn) { c.DelTable(where) }})
+	for _, chain := range table.Chains {
+		at := &nftables.Chain{Table: where, Name: chain.Name}
+		for i := range chain.Rules {
+			all = append(all, harm{fmt.Sprintf("rule %d of %s", i, chain.Name), func(c *nftables.Conn) {
+				rules, err := c.GetRules(where, at)
+				must(t, err)
+				must(t, c.DelRule(rules[i]))
+			}})
+		}
+	}
+	for _, set := range table.Sets {
+		for _, e := range set.Elements {
+			all = append(all, harm{"element " + e.Text, func(c *nftables.Conn) {
+				must(t, c.SetDeleteElements(&nftables.Set{Table: where, Name: set.Name, KeyType: set.Type}, []nftables.SetElement{{Key: e.Key}}))
+			}})
+		}
+	}
+	return all
+}
+
+// Docker drops what it does not know, in FORWARD, which bridged frames cross as well.
+func TestBesideDocker(t *testing.T) {
+	w := newWorld(t)
+	here := w.here()
+	docker(t)
+	before := foreignRules(t, w)
+	a, b := w.guest(), w.guest()
+	w.reaches(a.ns, webServer+":80", "web to "+hostOnLAN)
+	w.reaches(a.ns, b.web(), "guest "+b.VM+" to "+a.Address.Addr().String())
+	w.reaches(here, a.web(), "guest "+a.VM+" to "+Gateway(w.subnet).String())
+	w.route(w.lan, w.subnet.String(), hostOnLAN)
+	w.blocked(w.lan, a.web())
+	must(t, errors.Join(w.bridge.Detach(t.Context(), a.VM), w.bridge.Detach(t.Context(), b.VM)))
+	w.nothingLeft()
+	if after := foreignRules(t, w); after != before {
+		t.Errorf("others' rules were\n%s\nand are\n%s", before, after)
+	}
+}
+
+// docker sets up the rules that Docker has, as iptables-nft writes them.
+func docker(t *testing.T) {
+	t.Helper()
+	conn, err := nftables.New()
+	must(t, err)
+	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
+	policy := nftables.ChainPolicyDrop
+	forward := conn.AddChain(&nftables.Chain{Name: "FORWARD", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &policy})
+	users := conn.AddChain(&nftables.Chain{Name: "DOCKER-USER", Table: table})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: forward, Exprs: []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictJump, Chain: users.Name}}})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: users, Exprs: []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictReturn}}})
+	must(t, conn.Flush())
+	t.Cleanup(func() {
+		conn.DelTable(table)
+		must(t, conn.Flush())
+	})
+}
+
+// foreignRules lists all rules that are not in our tables.
+func foreignRules(t *testing.T, w *world) string {
+	t.Helper()
+	conn, err := nftables.New()
+	must(t, err)
+	chains, err := conn.ListChains()
+	must(t, err)
+	var text strings.Builder
+	for _, c := range chains {
+		if c.Table.Name == tableName(w.state) {
+			continue
+		}
+		rules, err := conn.GetRules(c.Table, c)
+		must(t, err)
+		for _, r := range rules {
+			fmt.Fprintf(&text, "%s %s %d %q\n", c.Table.Name, c.Name, r.Handle, commentOf(r))
+		}
+	}
+	return text.String()
+}
+
+// A subnet is chosen that nobody has; one that is taken later is told of.
+func TestOverlapThatComesLater(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.bridge.Watch())
+	g := w.guest()
+	vpn := namespace(t)
+	w.veth("vpn0", "203.0.113.1", vpn, "203.0.113.2")
+	w.route(w.here(), netip.PrefixFrom(w.subnet.Addr(), 16).Masked().String(), "203.0.113.2")
+	eventually(t, "the overlap is told of", patience, func() bool { return strings.Contains(w.notices(), "vpn0; to move it: banger network move") })
+	if err := w.bridge.CheckSubnet(w.subnet); errs.KindOf(err) != errs.Conflict || !strings.Contains(err.Error(), "vpn0") {
+		t.Errorf("the subnet that overlaps: %v", err)
+	}
+	moved, err := w.bridge.ChooseSubnet()
+	must(t, err)
+	if moved.Overlaps(w.subnet) {
+		t.Fatalf("%s is chosen again", moved)
+	}
+	p := g.Port
+	p.Address, err = Allocate(moved, p.VM, func(netip.Addr) bool { return false })
+	must(t, err)
+	must(t, w.bridge.Restore(t.Context(), []Port{p}))
+	must(t, onThread(g.ns, func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		old, err := netlink.AddrList(l, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.AddrDel(l, &old[0]), up(l, p.Address.String()),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: Gateway(moved).AsSlice()}))
+	}))
+	w.reaches(g.ns, webServer+":80", "web to "+hostOnLAN)
+	w.reaches(w.here(), p.Address.Addr().String()+":80", "guest "+p.VM+" to "+Gateway(moved).String())
+	w.subnet = moved
+}
+
+// What a VMM holds goes on through the end of a daemon and the start of the next.
+func TestARestartOfTheDaemon(t *testing.T) {
+	w := newWorld(t)
+	a, gone := w.guest(), w.guest()
+	old := w.bridge
+	w.open()
+	must(t, old.Close())
+	w.reaches(a.ns, webServer+":80", "web to "+hostOnLAN) // while there is none
+	must(t, w.bridge.Restore(t.Context(), []Port{a.Port}))
+	w.reaches(a.ns, webServer+":80", "web to "+hostOnLAN)
+	w.blocked(gone.ns, webServer+":80")
+	if links, err := ownLinks(ownerAlias(w.state)); err != nil || len(links) != 2 {
+		t.Errorf("interfaces: %v, %v", links, err)
+	}
+}
+
+func TestFiftyAtOnce(t *testing.T) {
+	w := newWorld(t)
+	ports := make([]Port, 50)
+	taken := map[netip.Addr]bool{}
+	for i := range ports {
+		id := fmt.Sprintf("%012x", 0xabc000+i)
+		a, err := Allocate(w.subnet, id, func(a netip.Addr) bool { return taken[a] })
+		must(t, err)
+		taken[a.Addr()] = true
+		ports[i] = Port{VM: id, MAC: fmt.Sprintf("02:00:00:00:01:%02x", i), Address: a}
+	}
+	var wg sync.WaitGroup
+	for _, p := range ports {
+		wg.Go(func() {
+			if _, err := w.bridge.Attach(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	found, err := w.bridge.Objects()
+	must(t, err)
+	if len(found) != 50+1+2+1 { // TAPs, the bridge, two tables, lan0's forwarding
+		t.Errorf("%d objects: %v", len(found), found)
+	}
+	for _, p := range ports {
+		wg.Go(func() {
+			if err := w.bridge.Detach(t.Context(), p.VM); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	w.nothingLeft()
+}
+
+func TestNamesOfTheBridge(t *testing.T) {
+	w := newWorld(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "banger0"
+	rival := &netlink.Bridge{LinkAttrs: attrs}
+	must(t, netlink.LinkAdd(rival))
+	t.Cleanup(func() { netlink.LinkDel(rival) })
+	w.guest()
+	if w.bridge.name != "banger1" {
+		t.Errorf("the bridge is called %s", w.bridge.name)
+	}
+	theirs := Open(Options{State: t.TempDir(), Name: "banger0", Log: slog.New(slog.DiscardHandler)})
+	if err := theirs.Check(); errs.KindOf(err) != errs.Conflict || errs.HintOf(err) == "" {
+		t.Errorf("someone's interface as a bridge: %v", err)
+	}
+	for _, bad := range []string{"", "0123456789abcdef", "a/b", "..", "all", "default", "lo", "a b", "a\n", "bgr0123456789ab", "ä"} {
+		if err := CheckBridgeName(bad); errs.KindOf(err) != errs.Invalid {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// Two bangers on a host know nothing of each other.
+func TestTwoBangersOnAHost(t *testing.T) {
+	w := newWorld(t)
+	v := &world{t: t, state: t.TempDir(), lan: w.lan}
+	a := w.guest()
+	v.open()
+	b := v.guest()
+	if w.subnet.Overlaps(v.subnet) || w.bridge.name == v.bridge.name {
+		t.Fatalf("both have %s and %s on %s and %s", w.subnet, v.subnet, w.bridge.name, v.bridge.name)
+	}
+	w.reaches(a.ns, webServer+":80", "web to "+hostOnLAN)
+	w.reaches(b.ns, webServer+":80", "web to "+hostOnLAN)
+	w.blocked(a.ns, b.web())
+	must(t, v.bridge.Watch())
+	must(t, w.bridge.Detach(t.Context(), a.VM)) // which had lan0 forward
+	w.nothingLeft()
+	eventually(t, "lan0 forwards for the other", patience, func() bool { on, _ := forwards("lan0"); return on })
+	w.reaches(b.ns, webServer+":80", "web to "+hostOnLAN)
+	must(t, v.bridge.Detach(t.Context(), b.VM))
+	v.nothingLeft()
+	if on, err := forwards("lan0"); err != nil || on {
+		t.Errorf("lan0 forwards still, %v", err)
+	}
+}

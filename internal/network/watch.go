@@ -1,0 +1,144 @@
+package network
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Watch follows what others change of nftables, routes, addresses, interfaces and forwarding, and sets
+// right what was ours, until Close.
+func (b *Bridge) Watch() error {
+	rules, err := listenTo(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return fmt.Errorf("watch nftables: %w", err)
+	}
+	routes, err := listenTo(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
+	if err != nil {
+		return errors.Join(fmt.Errorf("watch routes: %w", err), rules.Close())
+	}
+	changed, done := make(chan struct{}, 1), make(chan struct{})
+	b.watched.Go(func() { hear(rules, changed, othersRules) })
+	b.watched.Go(func() { hear(routes, changed, func(netlink.Message) bool { return true }) })
+	b.watched.Go(func() {
+		for {
+			select {
+			case <-changed:
+				b.mend(done)
+			case <-done:
+				return
+			}
+		}
+	})
+	b.stop = func() {
+		b.stop = func() {}
+		close(done)
+		rules.Close()
+		routes.Close()
+	}
+	return nil
+}
+
+func listenTo(family int, groups ...uint32) (*netlink.Conn, error) {
+	conn, err := netlink.Dial(family, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range groups {
+		if err := conn.JoinGroup(g); err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+	}
+	return conn, nil
+}
+
+// hear tells changed of every message that counts, until the connection is closed.
+func hear(conn *netlink.Conn, changed chan<- struct{}, counts func(netlink.Message) bool) {
+	for {
+		messages, err := conn.Receive()
+		lost := errors.Is(err, unix.ENOBUFS) // there were more than the socket holds
+		if err != nil && !lost {
+			return
+		}
+		for _, m := range messages {
+			lost = lost || counts(m)
+		}
+		if lost {
+			select {
+			case changed <- struct{}{}:
+			default: // it is told already
+			}
+		}
+	}
+}
+
+// newGeneration is the message that ends each transaction; it tells who committed it.
+const (
+	newGeneration = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
+	generationPID = 2 // NFTA_GEN_PROC_PID
+)
+
+// othersRules tells whether a message ends a transaction of another process.
+func othersRules(m netlink.Message) bool {
+	const header = 4 // nfgenmsg
+	if m.Header.Type != newGeneration || len(m.Data) < header {
+		return false
+	}
+	attrs, err := netlink.UnmarshalAttributes(m.Data[header:])
+	if err != nil {
+		return true
+	}
+	for _, a := range attrs {
+		if a.Type == generationPID && len(a.Data) == 4 {
+			return int(binary.BigEndian.Uint32(a.Data)) != os.Getpid()
+		}
+	}
+	return true
+}
+
+// pause is how long changes of others are let come to an end before they are looked at.
+const pause = 200 * time.Millisecond
+
+// mend sets right what is not as it was made, once things have been still for a moment.
+func (b *Bridge) mend(done <-chan struct{}) {
+	select {
+	case <-time.After(pause):
+	case <-done:
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.ports) == 0 {
+		return
+	}
+	if err := b.mendNow(); err != nil {
+		b.Log.Error("mend the network", "err", err)
+	}
+}
+
+// mendNow is mend with the lock held.
+func (b *Bridge) mendNow() error {
+	same, err := intact(b.rules)
+	if err == nil && same {
+		same, err = b.kernel.bridged(b.config())
+	}
+	if err != nil {
+		return err
+	}
+	if !same {
+		b.notice("someone changed what banger had set up of this host's network; it is set up again")
+		return b.apply()
+	}
+	// An interface may have come that does not forward yet. What could not be set before
+	// is not tried at every turn.
+	if ready, err := b.kernel.forwarding(b.config()); err != nil || !ready && b.unforwarded == nil {
+		return errors.Join(err, b.apply())
+	}
+	b.look()
+	return nil
+}
