@@ -18,17 +18,17 @@ type kernel struct {
 }
 
 // apply makes the host what the configuration says, whatever it was before, but for the
-// TAPs themselves, which come and go with whoever has them open. It returns what it
-// installed. That packets can't be forwarded is told apart and stops nothing: guests still
+// TAPs themselves, which come and go with whoever has them open. Was is the ruleset that
+// apply installed last, or nil if that may not be there; it returns the one it installed. That packets can't be forwarded is told apart and stops nothing: guests still
 // reach each other and the host.
-func (k kernel) apply(c Config) (rules Ruleset, forwarding, err error) {
+func (k kernel) apply(c Config, was Ruleset) (rules Ruleset, forwarding, err error) {
 	if len(c.Ports) == 0 {
 		return nil, nil, k.clear(c)
 	}
 	names, forwarding := k.opened.plan(c.Bridge)
 	rules = Rules(c, names)
 	// First, so that nothing is on the bridge before it is filtered.
-	if err := install(rules); err != nil {
+	if err := install(was, rules); err != nil {
 		return nil, forwarding, err
 	}
 	_, have, err := findBridge(k.owner, c.Bridge)

@@ -271,7 +271,9 @@ func (b *Bridge) apply() error {
 		return err
 	}
 	b.name = name
-	rules, forwarding, err := b.kernel.apply(b.config())
+	was := b.rules
+	b.rules = nil
+	rules, forwarding, err := b.kernel.apply(b.config(), was)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,18 +13,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// install replaces our tables by those of the ruleset, in one transaction of the kernel's: at
-// no moment is a guest unfiltered. Tables of any other name are not touched.
-func install(rules Ruleset) error {
+// install makes our tables those of the ruleset, in one transaction of the kernel's: at no
+// moment is a guest unfiltered. Tables of any other name are not touched. Was is the ruleset
+// that is there, as far as is known: where only elements of sets differ only those are
+// changed, for the kernel takes milliseconds to put a whole chain in the place of another.
+func install(was, rules Ruleset) error {
+	if was.sameChains(rules) && exchange(was, rules) == nil {
+		return nil
+	}
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("reach nftables: %w", err)
 	}
 	for _, t := range rules {
-		table := &nftables.Table{Family: t.Family, Name: t.Name}
-		conn.AddTable(table) // so that there is one to delete
-		conn.DelTable(table)
-		conn.AddTable(table)
+		own, err := ownTables(conn, t.Name)
+		if err != nil {
+			return err
+		}
+		for _, old := range own {
+			if old.Family == t.Family {
+				conn.DelTable(old)
+			}
+		}
+		table := conn.AddTable(&nftables.Table{Family: t.Family, Name: t.Name})
 		if err := addSets(conn, table, t.Sets); err != nil {
 			return fmt.Errorf("nftables: %w", err)
 		}
@@ -35,6 +47,43 @@ func install(rules Ruleset) error {
 		return fmt.Errorf("install nftables rules: %w", err)
 	}
 	return nil
+}
+
+// exchange changes the elements of sets from those of one ruleset to those of another. It
+// fails if the sets are not what they are thought to be.
+func exchange(was, rules Ruleset) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	for i, t := range rules {
+		table := &nftables.Table{Family: t.Family, Name: t.Name}
+		for j, s := range t.Sets {
+			set := &nftables.Set{Table: table, Name: s.Name, KeyType: s.Type, Concatenation: s.Concat}
+			old := was[i].Sets[j].Elements
+			if gone := without(old, s.Elements); len(gone) > 0 {
+				if err := conn.SetDeleteElements(set, gone); err != nil {
+					return err
+				}
+			}
+			if fresh := without(s.Elements, old); len(fresh) > 0 {
+				if err := conn.SetAddElements(set, fresh); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return conn.Flush()
+}
+
+// without returns the elements of a that are not in b.
+func without(a, b []Element) (rest []nftables.SetElement) {
+	for _, e := range a {
+		if !slices.ContainsFunc(b, func(o Element) bool { return bytes.Equal(o.Key, e.Key) }) {
+			rest = append(rest, nftables.SetElement{Key: e.Key})
+		}
+	}
+	return rest
 }
 
 func addSets(conn *nftables.Conn, table *nftables.Table, sets []Set) error {

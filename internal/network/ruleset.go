@@ -193,6 +193,17 @@ func (r Ruleset) String() string {
 	return b.String()
 }
 
+// sameChains tells whether two rulesets differ in nothing but the elements of their sets.
+func (r Ruleset) sameChains(other Ruleset) bool {
+	return slices.EqualFunc(r, other, func(a, b Table) bool {
+		return a.Family == b.Family && a.Name == b.Name &&
+			slices.EqualFunc(a.Sets, b.Sets, func(s, t Set) bool { return s.Name == t.Name }) &&
+			slices.EqualFunc(a.Chains, b.Chains, func(c, d Chain) bool {
+				return c.Name == d.Name && slices.EqualFunc(c.Rules, d.Rules, func(x, y Rule) bool { return x.Text() == y.Text() })
+			})
+	})
+}
+
 // Text writes a rule as nft would.
 func (r Rule) Text() string {
 	var words []string

@@ -132,6 +132,7 @@ func (b *Bridge) mendNow() error {
 	}
 	if !same {
 		b.notice("someone changed what banger had set up of this host's network; it is set up again")
+		b.rules = nil
 		return b.apply()
 	}
 	// An interface may have come that does not forward yet. What could not be set before
