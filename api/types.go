@@ -58,6 +58,18 @@ type Network struct {
 	IP   string `json:"ip,omitempty"`
 	MAC  string `json:"mac,omitempty"`
 	DNS  string `json:"dns,omitempty" doc:"Its name, while it runs and the host can reach it"`
+
+	Isolated   bool      `json:"isolated,omitempty" doc:"Other VMs can't reach it, nor it them"`
+	HostAccess bool      `json:"host_access,omitempty" doc:"It reaches every service of the host's"`
+	Forwards   []Forward `json:"forwards,omitempty"`
+}
+
+// Forward is a port of the host's that leads to one of a VM's.
+type Forward struct {
+	Protocol  string `json:"protocol" enum:"tcp,udp"`
+	HostIP    string `json:"host_ip"`
+	HostPort  int    `json:"host_port"`
+	GuestPort int    `json:"guest_port"`
 }
 
 // Start tells how a VM was started.
@@ -76,6 +88,9 @@ type CreateVM struct {
 	DiskBytes   *int64   `json:"disk_bytes,omitempty" doc:"Virtual size of the root disk; at least the image's"`
 	DiskDriver  string   `json:"disk_driver,omitempty" doc:"auto, or a driver's name: qcow2, reflink, dm, copy"`
 	Net         string   `json:"net,omitempty" doc:"auto, user, none or bridge"`
+	Isolated    bool     `json:"isolated,omitempty" doc:"On the bridge: neither reach other VMs nor be reached by them"`
+	HostAccess  bool     `json:"host_access,omitempty" doc:"On the bridge: reach every service of the host's"`
+	Forwards    []string `json:"forwards,omitempty" doc:"Ports of the host's to forward: [HOSTIP:]HOST:GUEST[/udp]"`
 	Accel       string   `json:"accel,omitempty" doc:"auto, kvm or tcg"`
 	Nested      bool     `json:"nested,omitempty" doc:"Give it a CPU that shows virtualization, so that it can run VMs itself"`
 	Env         []string `json:"env,omitempty" doc:"K=V, for every command run in the VM"`
@@ -204,7 +219,7 @@ type Event struct {
 type Transition struct {
 	Seq    int64     `json:"seq" doc:"Ever growing; ask for what came after it"`
 	At     time.Time `json:"at"`
-	VM     string    `json:"vm" doc:"Id of the VM"`
+	VM     string    `json:"vm" doc:"Id of the VM; empty: it is about the host"`
 	Name   string    `json:"name"`
 	From   State     `json:"from" doc:"Empty: it is new"`
 	To     State     `json:"to" doc:"Empty: it is gone"`
@@ -240,7 +255,7 @@ type GuestStats struct {
 
 // Finding is a host object of banger's, or the lack of one.
 type Finding struct {
-	Kind    string `json:"kind" doc:"directory, process, socket, mount, loop, dm, hosts line; or disk or machine, where one is lacking"`
+	Kind    string `json:"kind" doc:"directory, process, socket, mount, loop, dm, hosts line, link, nft, sysctl; or disk or machine, where one is lacking"`
 	Name    string `json:"name" doc:"A path, a process id, a device"`
 	VM      string `json:"vm" doc:"Id of the VM that it belongs to, as far as can be told"`
 	Problem string `json:"problem" doc:"Empty: all is as it should be"`

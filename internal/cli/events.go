@@ -60,6 +60,9 @@ func (a *app) jsonLine(v any) {
 }
 
 func eventText(e api.Transition) string {
+	if e.VM == "" {
+		return e.At.Local().Format(time.DateTime) + "  " + shown(e.Cause) + ": " + shown(e.Reason)
+	}
 	from, to := string(e.From), string(e.To)
 	if from == "" {
 		from = "new"

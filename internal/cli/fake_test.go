@@ -132,6 +132,7 @@ func (f *fake) routes() http.Handler {
 	mux.HandleFunc("GET /v1/vms/{ref}/logs", f.logs)
 	f.assets(handle)
 	f.system(handle)
+	f.network(handle)
 	mux.HandleFunc("GET /v1/events", f.transitions)
 	mux.HandleFunc("GET /v1/system/verify", f.verify)
 	return mux
@@ -195,6 +196,7 @@ func (f *fake) create(r *http.Request) (any, *api.Error) {
 		return nil, fail("not_found", "banger image ls", "there is no image %q", vm.Image)
 	}
 	f.note("create %s env=%v start=%v lease=%v autoremove=%v", vm.Name, req.Env, req.Start, req.Lease != "", req.AutoRemove)
+	f.note("net=%s forwards=%v isolated=%v host=%v", req.Net, req.Forwards, req.Isolated, req.HostAccess)
 	f.vms[vm.ID] = vm
 	if req.Lease != "" {
 		f.leases[vm.ID] = req.Lease

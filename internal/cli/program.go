@@ -139,7 +139,7 @@ func (a *app) root() *cobra.Command {
 		c.GroupID = groupAssets
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.daemonCommand(), a.doctorCommand(), a.eventsCommand(), a.systemCommand(), a.dnsCommand(), a.sshConfigCommand(), a.versionCommand()} {
+	for _, c := range []*cobra.Command{a.daemonCommand(), a.doctorCommand(), a.eventsCommand(), a.networkCommand(), a.dnsCommand(), a.systemCommand(), a.sshConfigCommand(), a.versionCommand()} {
 		c.GroupID = groupHost
 		root.AddCommand(c)
 	}
@@ -179,7 +179,7 @@ func (a *app) begin(cmd *cobra.Command, _ []string) (err error) {
 func (a *app) vmCommands() []*cobra.Command {
 	return []*cobra.Command{
 		a.runCommand(), a.createCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.pauseCommand(), a.resumeCommand(), a.rmCommand(),
-		a.lsCommand(), a.inspectCommand(), a.execCommand(), a.sshCommand(), a.cpCommand(),
+		a.lsCommand(), a.inspectCommand(), a.execCommand(), a.sshCommand(), a.cpCommand(), a.portCommand(),
 		a.logsCommand(), a.consoleCommand(), a.statsCommand(), a.pruneCommand(),
 	}
 }

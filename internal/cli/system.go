@@ -27,7 +27,8 @@ func (a *app) censusCommand() *cobra.Command {
 		Use:   "census",
 		Short: "List what is on the host of VMs and should not be, or is not and should be",
 		Long: `Look for everything of banger's on the host - processes, sockets, directories, mounts,
-loop devices, device-mapper targets and lines of the hosts file - and compare it with the VMs that banger knows.
+loop devices, device-mapper targets, network interfaces, nftables, forwarding and lines of
+the hosts file - and compare it with the VMs that banger knows.
 Differences are listed, and make the exit code 1.`,
 		Example: "  banger system census --all",
 		Args:    args(0, 0, ""),

@@ -23,6 +23,8 @@ type Config struct {
 	Image      string // default image
 	Kernel     string // default kernel
 	DNS        DNS
+	Bridge     string // name of the bridge, or empty
+	Subnet     string // of the bridge, or empty
 }
 
 // file is the config file. Unknown keys are errors.
@@ -31,6 +33,8 @@ type file struct {
 	RepoRoot   string `toml:"repo_root"`
 	Image      string `toml:"image"`
 	Kernel     string `toml:"kernel"`
+	Bridge     string `toml:"bridge"`
+	Subnet     string `toml:"subnet"`
 
 	DNSPublish string   `toml:"dns_publish"`
 	DNSExec    []string `toml:"dns_exec"`
@@ -45,6 +49,7 @@ func Load(getenv func(string) string, euid int) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
+	c.Bridge, c.Subnet = f.Bridge, f.Subnet
 	if f.Image != "" {
 		c.Image = f.Image
 	}
@@ -116,7 +121,7 @@ func parse(b []byte) (file, error) {
 			key += k
 		}
 		return file{}, errs.New(errs.Invalid, "line %d: unknown key %q", line, key).
-			Try("the keys are runtime_dir, repo_root, image, kernel, dns_publish, dns_exec, dns_listen and hosts_file")
+			Try("the keys are runtime_dir, repo_root, image, kernel, bridge, subnet, dns_publish, dns_exec, dns_listen and hosts_file")
 	}
 	return f, err
 }

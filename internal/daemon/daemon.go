@@ -22,6 +22,7 @@ import (
 	"banger/internal/errs"
 	"banger/internal/guest"
 	"banger/internal/host"
+	"banger/internal/network"
 	"banger/internal/op"
 	"banger/internal/runtimedir"
 	"banger/internal/server"
@@ -46,6 +47,7 @@ type Daemon struct {
 	lock      *os.File
 	store     *store.Store
 	vms       *vm.Manager
+	network   *network.Bridge
 	library   *library
 	names     *names
 	vmm       *vmm
@@ -93,9 +95,14 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	subnet, err := d.openNetwork(opts.Config, boot)
+	if err != nil {
+		return nil, err
+	}
 	dirs := vmdir.Dirs{Root: filepath.Join(state, "vms")}
 	d.vms = vm.NewManager(run, withFaults(vm.Config{
 		Dirs: dirs, Store: d.store, Disks: disks(), Hypervisor: d.vmm,
+		Network: d.network, Subnet: subnet,
 		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
 		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory, BootID: boot},
 		Objects:      func() ([]host.Object, error) { return d.objects(run, dirs.Root) },
@@ -109,12 +116,13 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		}
 	}
 	// Before recovery, which may take its time: names are right as soon as the store is.
-	if d.names, err = openNames(ctx, opts.Config, d.store, unreachable{}, boot, opts.Log); err != nil {
+	if d.names, err = openNames(ctx, opts.Config, d.store, bridgeReach{d.network}, boot, opts.Log); err != nil {
 		return nil, err
 	}
 	if err := d.vms.Recover(ctx); err != nil {
 		opts.Log.Error("recover", "err", err) // the VMs concerned say so themselves
 	}
+	d.watchNetwork()
 	if err := d.names.derive(ctx); err != nil { // recovery may have brought a network up
 		return nil, err
 	}
@@ -231,7 +239,7 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	}()
 	huma.NewError = server.NewError
 	s := server.Server{
-		VMs: d.vms, Ops: d.ops, Library: d.library, Names: d.names, Daemon: d.describe, Doctor: d.doctor,
+		VMs: d.vms, Ops: d.ops, Library: d.library, Names: d.names, Daemon: d.describe, Doctor: d.doctor, Network: d.describeNetwork,
 		Identity: d.identity.file, Stop: d.stop, Log: d.opts.Log,
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -273,6 +281,9 @@ func (d *Daemon) Close() error {
 	}
 	if d.vms != nil {
 		err = errors.Join(err, d.vms.Close())
+	}
+	if d.network != nil {
+		err = errors.Join(err, d.network.Close())
 	}
 	if d.store != nil {
 		err = errors.Join(err, d.store.Close())

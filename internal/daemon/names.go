@@ -41,12 +41,6 @@ type reach interface {
 	Bridge() (link string, addr netip.Prefix, ok bool)
 }
 
-// unreachable is the reach of a host whose VMs all have a network stack of their own.
-type unreachable struct{}
-
-func (unreachable) Address(vm.VM) (addr netip.Addr, ok bool)          { return addr, false }
-func (unreachable) Bridge() (link string, addr netip.Prefix, ok bool) { return "", addr, false }
-
 // vmList is what naming needs of the store.
 type vmList interface {
 	List(ctx context.Context) ([]vm.VM, error)

@@ -7,9 +7,12 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
+	"os"
 
 	"banger/internal/disk"
 	"banger/internal/hypervisor"
+	bridge "banger/internal/network"
 	"banger/internal/vm"
 )
 
@@ -20,6 +23,7 @@ type Door func(label string) error
 // Behind returns c with the door around all that has an effect.
 func Behind(c vm.Config, door Door) vm.Config {
 	c.Store, c.Disks, c.Dirs, c.Hypervisor = store{c.Store, door}, disks{c.Disks, door}, dirs{c.Dirs, door}, vmm{c.Hypervisor, door}
+	c.Network = network{c.Network, door}
 	c.Connect, c.Reconnect = door.connect(c.Connect), door.connect(c.Reconnect)
 	return c
 }
@@ -63,6 +67,10 @@ func (s store) Restore(ctx context.Context, v vm.VM, resources ...vm.Change) err
 	return s.door.act("store restore", func() error { return s.Store.Restore(ctx, v, resources...) })
 }
 
+func (s store) Readdress(ctx context.Context, to map[string]netip.Prefix) error {
+	return s.door.act("store readdress", func() error { return s.Store.Readdress(ctx, to) })
+}
+
 type disks struct {
 	vm.Disks
 	door Door
@@ -99,6 +107,32 @@ func (d dirs) Save(v vm.VM) error {
 
 func (d dirs) Remove(id string) error {
 	return d.door.act("directory remove", func() error { return d.Dirs.Remove(id) })
+}
+
+type network struct {
+	vm.Network
+	door Door
+}
+
+func (n network) Attach(ctx context.Context, p bridge.Port) (*os.File, error) {
+	f, err := step(n.door, "network attach", func() (*os.File, error) { return n.Network.Attach(ctx, p) })
+	if err != nil && f != nil { // the port is there, and nobody will use it
+		f.Close()
+		return nil, err
+	}
+	return f, err
+}
+
+func (n network) Detach(ctx context.Context, id string) error {
+	return n.door.act("network detach", func() error { return n.Network.Detach(ctx, id) })
+}
+
+func (n network) Forward(ctx context.Context, id string, want []bridge.Forward) error {
+	return n.door.act("network forward", func() error { return n.Network.Forward(ctx, id, want) })
+}
+
+func (n network) Restore(ctx context.Context, ports []bridge.Port) error {
+	return n.door.act("network restore", func() error { return n.Network.Restore(ctx, ports) })
 }
 
 type vmm struct {

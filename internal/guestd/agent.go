@@ -44,6 +44,7 @@ type identity struct {
 	configured bool
 	ssh        *sshIdentity
 	env        []string // of every command
+	net        string   // what it said of the network
 }
 
 // configuredEnv is what every command finds in its environment.

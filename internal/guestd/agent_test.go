@@ -26,10 +26,11 @@ type fakeSystem struct {
 	links    []proto.Link
 	frozen   bool
 	shutdown chan string
+	reloaded chan string
 }
 
 func newFakeSystem() *fakeSystem {
-	return &fakeSystem{now: time.Unix(1_000_000, 0), shutdown: make(chan string, 1)}
+	return &fakeSystem{now: time.Unix(1_000_000, 0), shutdown: make(chan string, 1), reloaded: make(chan string, 1)}
 }
 
 func (f *fakeSystem) lock() func() { f.mu.Lock(); return f.mu.Unlock }
@@ -40,6 +41,7 @@ func (f *fakeSystem) Now() time.Time                { defer f.lock()(); return f
 func (f *fakeSystem) AddEntropy(b []byte) error     { defer f.lock()(); f.entropy = b; return nil }
 func (f *fakeSystem) Freeze(string) error           { defer f.lock()(); f.frozen = true; return nil }
 func (f *fakeSystem) Thaw(string) error             { defer f.lock()(); f.frozen = false; return nil }
+func (f *fakeSystem) ReloadNetwork(init string)     { f.reloaded <- init }
 func (f *fakeSystem) Exposed(start func() error) error {
 	return start()
 }

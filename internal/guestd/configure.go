@@ -35,8 +35,15 @@ func (a *Agent) configure(c proto.Configure) error {
 	if err := a.configureKernel(c); err != nil {
 		return err
 	}
+	a.mu.Lock()
+	was := a.id
+	a.mu.Unlock()
 	if err := a.writeFiles(c); err != nil {
 		a.Log.Printf("configure: %v", err)
+	}
+	net := fmt.Sprint(c.Links, c.Nameservers, c.Search)
+	if was.configured && was.net != net {
+		go a.System.ReloadNetwork(a.Init) // which may take seconds, and changes nothing of what is set already
 	}
 	if c.GrowRoot {
 		if _, err := a.System.GrowRoot(a.Root); err != nil {
@@ -44,10 +51,9 @@ func (a *Agent) configure(c proto.Configure) error {
 		}
 	}
 	a.mu.Lock()
-	first := !a.id.configured
-	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env}
+	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env, net: net}
 	a.mu.Unlock()
-	if first && a.Configured != nil {
+	if !was.configured && a.Configured != nil {
 		a.Configured()
 	}
 	return nil
@@ -118,7 +124,7 @@ func (a *Agent) writeFiles(c proto.Configure) error {
 	if len(c.Nameservers) > 0 {
 		all = append(all, r.setResolver(c.Nameservers, c.Search))
 	}
-	return errors.Join(all...)
+	return errors.Join(append(all, r.writeNetFiles(c))...)
 }
 
 // ownName is the address by which a Debian host knows itself.

@@ -61,6 +61,12 @@ func (a *Agent) call(h proto.Header) (any, error) {
 			return nil, err
 		}
 		return a.System.Free(a.Root, from.Offset)
+	case proto.MethodReach:
+		var r proto.Reach
+		if err := decode(h, &r); err != nil {
+			return nil, err
+		}
+		return nil, reach(r.Address)
 	}
 	return nil, errs.New(errs.Invalid, "the guest agent has no method %q", h.Method)
 }

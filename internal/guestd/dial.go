@@ -2,8 +2,10 @@ package guestd
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"banger/internal/errs"
@@ -31,6 +33,21 @@ func dialGuest(d proto.Dial) (duplex, error) {
 		return nil, errs.New(errs.Unavailable, "connect to %s in the guest", d.Address).Because(err)
 	}
 	return conn.(duplex), nil // TCP and Unix connections both are
+}
+
+// reachTimeout bounds how long an address may take to answer.
+const reachTimeout = 3 * time.Second
+
+// reach tells whether an address answers, be it with a refusal.
+func reach(address string) error {
+	conn, err := net.DialTimeout("tcp", address, reachTimeout)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil
+	}
+	if err != nil {
+		return errs.New(errs.Unavailable, "reach %s", address).Because(err)
+	}
+	return conn.Close()
 }
 
 func (a *Agent) dial(s *channel.Stream, d proto.Dial) {

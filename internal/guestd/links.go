@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -94,6 +95,8 @@ func setLink(link netlink.Link, want proto.Link) error {
 	if err := setAddresses(link, want.Addresses); err != nil {
 		return err
 	}
+	// Neighbours that remember who had the address before are told. Nothing is lost without.
+	_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+link.Attrs().Name+"/arp_notify", []byte("1"), 0)
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up: %w", err)
 	}

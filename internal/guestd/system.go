@@ -30,6 +30,10 @@ type System interface {
 	// protection from the OOM killer.
 	Exposed(start func() error) error
 
+	// ReloadNetwork has the image's own network programs, if they run under its init, read
+	// what they are told of the network anew.
+	ReloadNetwork(init string)
+
 	// WaitBoot returns the state that the image's init, "" for none, reached.
 	WaitBoot(ctx context.Context, init string) (string, error)
 	// Shutdown asks the image's init, "" for none, to power the machine off or to reboot it.

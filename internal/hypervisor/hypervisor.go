@@ -7,6 +7,8 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/netip"
+	"os"
 	"time"
 
 	"banger/internal/host"
@@ -46,8 +48,25 @@ type Disk struct {
 
 // NIC is a virtio network device.
 type NIC struct {
-	Mode string // "user": the VMM's own network stack, no privilege needed
-	MAC  string // aa:bb:cc:dd:ee:ff
+	Mode NICMode
+	MAC  string   // aa:bb:cc:dd:ee:ff
+	TAP  *os.File // of mode tap: for the VMM to inherit; the caller keeps its own
+}
+
+// NICMode is what a network device is connected to.
+type NICMode string
+
+const (
+	NICUser NICMode = "user" // the VMM's own network stack, no privilege needed
+	NICTAP  NICMode = "tap"  // a TAP device of the host's
+)
+
+// Forward makes a port of the guest's one of the host's, by the network stack of a NIC of
+// mode user.
+type Forward struct {
+	Protocol string         // tcp or udp
+	Host     netip.AddrPort // IPv4
+	Guest    uint16
 }
 
 // Record is what must be remembered to find a running machine again: the process, proven
@@ -92,6 +111,9 @@ type Machine interface {
 
 	// Usage tells what the process takes of the host now.
 	Usage() (host.Usage, error)
+
+	// Forward opens a forward by the machine's first NIC, whose mode is user, or closes it.
+	Forward(ctx context.Context, f Forward, open bool) error
 
 	// Kill ends the process at once and waits until it is gone.
 	Kill(ctx context.Context) error

@@ -77,7 +77,7 @@ func tableName(state string) string { return "banger_" + digest(state)[:8] }
 // 0 is that of interfaces that belong to none.
 func linkGroup(state string) uint32 {
 	sum := sha256.Sum256([]byte(state))
-	return binary.BigEndian.Uint32(sum[:]) | 1
+	return binary.BigEndian.Uint32(sum[:])&0x7fffffff | 1 // the kernel takes it for a signed number
 }
 
 func digest(s string) string {

@@ -2,7 +2,6 @@ package network
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/google/nftables"
@@ -15,7 +14,7 @@ import (
 // rest to none. Addresses, routes and neighbours are the bridge's and go with it. What
 // Detach has left to do is done first.
 func (b *Bridge) Objects() ([]host.Object, error) {
-	if os.Geteuid() != 0 {
+	if !root() {
 		return nil, nil // who may not make any has none
 	}
 	b.mu.Lock()

@@ -95,11 +95,6 @@ func newWorld(t *testing.T) *world {
 	}))
 	w.veth("lan0", hostOnLAN, w.lan, webServer)
 	w.serve(w.lan, webServer+":80", "web")
-	t.Cleanup(func() {
-		if l, err := netlink.LinkByName("lan0"); err == nil {
-			netlink.LinkDel(l)
-		}
-	})
 	w.open()
 	return w
 }
@@ -188,6 +183,7 @@ func (w *world) veth(name, here string, there netns.NsHandle, address string) {
 	must(w.t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name + "p"}))
 	l, err := netlink.LinkByName(name)
 	must(w.t, err)
+	w.t.Cleanup(func() { netlink.LinkDel(l) }) // its namespace's end would take it, in time
 	peer, err := netlink.LinkByName(name + "p")
 	must(w.t, err)
 	must(w.t, netlink.LinkSetNsFd(peer, int(there)))

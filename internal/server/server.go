@@ -48,6 +48,7 @@ type Server struct {
 	Names    Names
 	Daemon   func(context.Context) (api.Daemon, error)
 	Doctor   func(context.Context) []api.Check
+	Network  func(context.Context) (api.NetworkInfo, error)
 	Identity string // path of the private key that every guest accepts
 	Stop     func() // asks the daemon to end; returns at once
 	Log      *slog.Logger
@@ -73,6 +74,7 @@ func (s *Server) Handler(version string) http.Handler {
 	s.daemonRoutes(a)
 	s.systemRoutes(a)
 	s.diskRoutes(a)
+	s.networkRoutes(a)
 	return mux
 }
 

@@ -142,7 +142,8 @@ func request(c api.CreateVM) vm.Request {
 	return vm.Request{
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
 		DiskDriver: c.DiskDriver,
-		Net:        c.Net, Accel: c.Accel, Nested: c.Nested, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
+		Net:        c.Net, Isolated: c.Isolated, HostAccess: c.HostAccess, Forwards: c.Forwards,
+		Accel: c.Accel, Nested: c.Nested, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
 	}
 }
 
@@ -151,13 +152,10 @@ func (s *Server) show(v vm.VM) api.VM {
 		ID: v.ID, Name: v.Name, State: api.State(v.State), Image: v.Spec.Image, Kernel: v.Spec.Kernel,
 		Backend: "qemu", Accel: v.Spec.Accel, Nested: v.Spec.Nested, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Disk:       s.showDisk(v),
-		Network:    api.Network{Mode: string(v.Spec.Net), MAC: v.MAC, DNS: s.Names.Name(v.ID)},
+		Network:    s.showNetwork(v),
 		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Autostart: v.Spec.Autostart,
 		CreatedAt: v.CreatedAt, StartedAt: instant(v.StartedAt), StoppedAt: instant(v.StoppedAt),
 		Error: v.Reason, Directory: s.VMs.Directory(v),
-	}
-	if v.Spec.Net == vm.NetUser {
-		out.Network.IP = vm.UserNetAddress
 	}
 	if v.StartTook > 0 {
 		out.Start = &api.Start{Kind: "cold", MS: v.StartTook.Milliseconds()}

@@ -48,7 +48,7 @@ func senseless(err error) error {
 // check reads the whole database, so that damage shows before anything relies on it.
 func (s *Store) check(ctx context.Context) error {
 	var found string // by SQLite, or "ok"
-	if err := s.db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&found); err != nil {
+	if err := s.db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&found); err != nil {
 		return senseless(err)
 	}
 	if found != "ok" {

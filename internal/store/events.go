@@ -54,7 +54,7 @@ func (s *Store) Events(ctx context.Context, after int64, limit int) ([]vm.Event,
 			return nil, fmt.Errorf("list events: %w", err)
 		}
 		e.At = time.UnixMicro(at).UTC()
-		if e.To == removed {
+		if e.To == removed || e.To == noted {
 			e.To = ""
 		}
 		all = append(all, e)
@@ -70,8 +70,10 @@ func (s *Store) LastEvent(ctx context.Context) (seq int64, err error) {
 	return seq, nil
 }
 
-// removed stands in the table for the state of a VM that is gone.
-const removed = "removed"
+const (
+	removed = "removed" // stands in the table for the state of a VM that is gone
+	noted   = "noted"   // and this for that of none
+)
 
 func event(ctx context.Context, tx *sql.Tx, at time.Time, v vm.VM, from, to vm.State, cause string) error {
 	reason := v.Reason

@@ -11,7 +11,7 @@ func TestDisksOfAnEarlierVersion(t *testing.T) {
 	s := open(t, path)
 	if _, err := s.db.Exec(`INSERT INTO vms (id, name, state, doc) VALUES ('0123456789ab', 'web', 'stopped',
 		'{"id":"0123456789ab","name":"web","state":"stopped","base":{"Path":"/images/a.ext4","Bytes":4096},"disk":{"driver":"qcow2","path":"/v/root.qcow2","format":"qcow2","virtual_bytes":8192}}');
-		PRAGMA user_version = 2`); err != nil {
+		DROP INDEX vms_address; ALTER TABLE vms DROP COLUMN address; PRAGMA user_version = 2`); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()

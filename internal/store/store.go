@@ -193,6 +193,9 @@ func (s *Store) insert(ctx context.Context, v vm.VM, cause string, owns []vm.Cha
 	return s.try(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO vms (id, name, state, doc) VALUES (?, ?, ?, ?)", v.ID, v.Name, v.State, string(doc))
 		if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
+			if strings.Contains(e.Error(), "vms.address") {
+				return vm.ErrAddressTaken
+			}
 			return errs.New(errs.Conflict, "there is a VM %s already", v.Name).Try("choose another name, or: banger rm %s", v.Name)
 		}
 		if err != nil {

@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -212,5 +214,51 @@ func TestTheReserveIsLaidAndSpent(t *testing.T) {
 	}
 	if err := s.Delete(t.Context(), "0123456789ab", "rm"); err != nil || size() != mostReserve {
 		t.Errorf("after a removal the reserve has %d bytes, %v", size(), err)
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	ctx := t.Context()
+	s := fresh(t)
+	at := func(id, address string) vm.VM {
+		return vm.VM{ID: id, Name: "vm" + id, State: vm.Running, Address: netip.MustParsePrefix(address)}
+	}
+	for _, v := range []vm.VM{at("1", "10.1.0.2/24"), at("2", "10.1.0.3/24"), {ID: "3", Name: "vm3", State: vm.Running}, {ID: "4", Name: "vm4", State: vm.Running}} {
+		if err := s.Create(ctx, v, vm.KindNetwork); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Create(ctx, at("5", "10.1.0.3/24")); !errors.Is(err, vm.ErrAddressTaken) {
+		t.Errorf("an address twice: %v", err)
+	}
+	swapped := map[string]netip.Prefix{"1": netip.MustParsePrefix("10.1.0.3/24"), "2": netip.MustParsePrefix("10.1.0.2/24")}
+	if err := s.Readdress(ctx, swapped); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range swapped {
+		v, err := s.Get(ctx, id)
+		if err != nil || v.Address != want {
+			t.Errorf("VM %s has %v, %v", id, v.Address, err)
+		}
+		if r, err := s.Resources(ctx, id); err != nil || len(r) != 1 || r[0].Live {
+			t.Errorf("VM %s has %v, %v", id, r, err)
+		}
+	}
+	if err := s.Readdress(ctx, map[string]netip.Prefix{"1": netip.MustParsePrefix("10.2.0.9/24"), "2": netip.MustParsePrefix("10.2.0.9/24")}); err == nil {
+		t.Error("two VMs have one address")
+	}
+	if v, err := s.Get(ctx, "1"); err != nil || v.Address != swapped["1"] {
+		t.Errorf("half of that was done: %v, %v", v.Address, err)
+	}
+}
+
+func TestNotes(t *testing.T) {
+	s := fresh(t)
+	if err := s.Note(t.Context(), "network", "a route overlaps"); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.Events(t.Context(), 0, 10)
+	if err != nil || len(all) != 1 || all[0].VM != "" || all[0].To != "" || all[0].Cause != "network" || all[0].Reason != "a route overlaps" {
+		t.Errorf("%+v, %v", all, err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/network"
 	"banger/internal/op"
 )
 
@@ -32,8 +33,12 @@ const (
 // never banger's.
 var explains = map[string]Kind{
 	"directory": KindDirectory, "process": KindMachine, "socket": KindMachine, "loop": KindAttached, "dm": KindAttached,
-	"hosts line": KindMachine,
+	"hosts line": KindMachine, "link": KindNetwork,
 }
+
+// shared are the kinds of objects that are there for all VMs on the bridge: they are of no
+// VM, and explained by any that is on it. So is the bridge itself, a link.
+var shared = []string{"link", "nft", "sysctl"}
 
 // Census compares what exists on the host for VMs with what the store says should. What
 // comes or goes while it looks is not a problem: only one that two looks find is.
@@ -59,6 +64,11 @@ func (m *Manager) look(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
+	links, err := m.Network.Objects()
+	if err != nil {
+		return nil, err
+	}
+	objects = append(objects, links...)
 	dirs, err := m.Dirs.List()
 	if err != nil {
 		return nil, err
@@ -83,7 +93,14 @@ func (m *Manager) look(ctx context.Context) ([]Finding, error) {
 		}
 		rows[v.ID] = row{v, owned}
 	}
+	bridged := slices.ContainsFunc(vms, func(v VM) bool {
+		_, known := rows[v.ID].has(KindNetwork)
+		return known
+	})
 	for i, f := range found {
+		if f.VM == "" && slices.Contains(shared, f.Kind) && bridged {
+			continue
+		}
 		if r, known := rows[f.VM]; !known || !r.explains(f) {
 			found[i].Problem = unexplained
 		}
@@ -142,6 +159,9 @@ func (m *Manager) lacking(r row, found []Finding) (lack []Finding) {
 	if live, _ := r.has(KindMachine); live && (r.State == Running || r.State == Paused) && !there("process") {
 		add("machine", "of VM "+r.Name)
 	}
+	if live, _ := r.has(KindNetwork); live && !there("link") {
+		add("link", network.TAP(r.ID))
+	}
 	return lack
 }
 
@@ -154,7 +174,7 @@ func (m *Manager) Sweep(ctx context.Context, o *op.Operation) ([]Finding, error)
 	}
 	stray := map[string][]Finding{}
 	for _, f := range found {
-		if f.Problem == unexplained && anID.MatchString(f.VM) && f.Kind != "mount" && f.Kind != "hosts line" {
+		if f.Problem == unexplained && anID.MatchString(f.VM) && !slices.Contains([]string{"mount", "hosts line", "link"}, f.Kind) {
 			stray[f.VM] = append(stray[f.VM], f)
 		}
 	}
@@ -166,6 +186,13 @@ func (m *Manager) Sweep(ctx context.Context, o *op.Operation) ([]Finding, error)
 			gone = append(gone, fs...)
 		}
 		err = errors.Join(err, sweepErr)
+	}
+	if net := slices.DeleteFunc(found, func(f Finding) bool { return f.Problem != unexplained || !slices.Contains(shared, f.Kind) }); len(net) > 0 {
+		tidyErr := m.Network.Tidy(ctx)
+		if tidyErr == nil {
+			gone = append(gone, net...)
+		}
+		err = errors.Join(err, tidyErr)
 	}
 	slices.SortFunc(gone, func(a, b Finding) int { return strings.Compare(a.Name, b.Name) })
 	return gone, err

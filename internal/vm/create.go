@@ -23,6 +23,9 @@ type Request struct {
 	DiskBytes   *int64
 	DiskDriver  string // empty: auto
 	Net         string
+	Isolated    bool
+	HostAccess  bool
+	Forwards    []string // as network.ParseForward reads them
 	Accel       string
 	Nested      bool
 	Env         []string
@@ -97,7 +100,7 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	}
 	live := []Change{{KindDisk, Live}, {KindDirectory, Live}}
 	if req.Start {
-		live = append(live, Change{KindAttached, Pending}, Change{KindMachine, Pending})
+		live = append(live, starting(v)...)
 	}
 	if v, err = m.update(ctx, v.ID, "created", made, live...); err != nil {
 		return fail(err)
@@ -141,6 +144,13 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 		return v, err
 	}
 	u.Push("VM "+v.ID, func(ctx context.Context) error { return m.remove(ctx, v.ID, "its creation failed") })
+	if v.Spec.Net == NetBridge {
+		m.addresses.Lock() // until the row holds it
+		defer m.addresses.Unlock()
+		if v.Address, err = m.freeAddress(ctx, v.ID); err != nil {
+			return v, err
+		}
+	}
 	if v.Name != "" {
 		return v, m.Store.Create(ctx, v, KindDirectory, KindDisk)
 	}
@@ -203,15 +213,8 @@ func (m *Manager) fill(req Request) (Spec, error) {
 	if s.DiskDriver == "" {
 		s.DiskDriver = disk.Auto
 	}
-	switch req.Net {
-	case "", "auto", "user":
-		s.Net = NetUser
-	case "none":
-		s.Net = NetNone
-	case "bridge":
-		return s, errs.New(errs.Unavailable, "this version of banger has no bridge networking").Try("use --net user or --net none")
-	default:
-		return s, errs.New(errs.Invalid, "there is no network mode %q", req.Net).Try("use auto, user or none")
+	if err := m.fillNet(req, &s); err != nil {
+		return s, err
 	}
 	switch s.Accel {
 	case "":

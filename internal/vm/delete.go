@@ -46,7 +46,7 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 		err = m.Dirs.Remove(id)
 	}
 	if err == nil {
-		err = m.Store.Delete(ctx, id, cause, KindMachine, KindAttached, KindDisk, KindDirectory)
+		err = m.Store.Delete(ctx, id, cause, KindMachine, KindNetwork, KindAttached, KindDisk, KindDirectory)
 	}
 	if err != nil {
 		m.markFailed(ctx, id, err)
@@ -55,7 +55,7 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	return nil
 }
 
-// removeMachine ends the VM's machine, if it has one, detaches its disk and forgets both. The
+// removeMachine ends the VM's machine, if it has one, detaches its disk, takes its port away and forgets them. The
 // VM's lock is held.
 func (m *Manager) removeMachine(ctx context.Context, v VM) error {
 	if err := m.endMachine(ctx, v); err != nil {
@@ -64,12 +64,12 @@ func (m *Manager) removeMachine(ctx context.Context, v VM) error {
 	_, err := m.update(ctx, v.ID, "machine removed", func(x *VM) error {
 		x.Machine = nil
 		return nil
-	}, Change{KindMachine, Gone}, Change{KindAttached, Gone})
+	}, Change{KindMachine, Gone}, Change{KindAttached, Gone}, Change{KindNetwork, Gone})
 	return err
 }
 
-// endMachine ends the VM's machine, if it has one, detaches its disk, and leaves nothing of
-// either but rows.
+// endMachine ends the VM's machine, if it has one, detaches its disk and takes its port away: of
+// all three nothing but rows is left.
 func (m *Manager) endMachine(ctx context.Context, v VM) error {
 	m.mu.Lock()
 	r := m.running[v.ID]
@@ -83,7 +83,7 @@ func (m *Manager) endMachine(ctx context.Context, v VM) error {
 	if err := m.Hypervisor.Remove(ctx, v.ID, m.dir(v.ID), v.Machine); err != nil {
 		return errors.Join(killed, err)
 	}
-	return m.Disks.Detach(ctx, m.home(v.ID))
+	return errors.Join(m.Disks.Detach(ctx, m.home(v.ID)), m.disconnect(ctx, v))
 }
 
 // markFailed records why a VM can't go on. Failing to record it leaves the VM in a state

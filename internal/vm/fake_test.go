@@ -24,6 +24,7 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/image"
 	"banger/internal/kernel"
+	"banger/internal/network"
 	"banger/internal/op"
 	"banger/internal/store"
 	"banger/internal/vm"
@@ -53,10 +54,12 @@ type world struct {
 	lastConf proto.Configure
 	gate     gate // around all that managers do
 	level    slog.Level
+	net      *fakeNet
 }
 
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, dir: quickDir(t), machines: map[string]*machine{}, nextPID: 100, boot: "running", bootID: "boot-1"}
+	w.net = &fakeNet{w: w, ports: map[string]network.Port{}}
 	w.base = filepath.Join(w.dir, "base.ext4")
 	if err := os.WriteFile(w.base, make([]byte, 1<<20), 0o400); err != nil {
 		t.Fatal(err)
@@ -108,7 +111,7 @@ func (w *world) open() (*vm.Manager, func(), error) {
 		w.t.Fatal(err)
 	}
 	m := vm.NewManager(ctx, faults.Behind(vm.Config{
-		Dirs: vmdir.Dirs{Root: w.vms()}, Store: s, Disks: failingDisks{disk.Set{Drivers: []disk.Driver{qcow2.Driver{}, diskcopy.New()}, Order: []string{"qcow2", "copy"}}, w}, Hypervisor: w, Images: w, Kernels: w,
+		Dirs: vmdir.Dirs{Root: w.vms()}, Store: s, Disks: failingDisks{disk.Set{Drivers: []disk.Driver{qcow2.Driver{}, diskcopy.New()}, Order: []string{"qcow2", "copy"}}, w}, Hypervisor: w, Images: w, Kernels: w, Network: w.net,
 		Connect: w.connect, Reconnect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30, BootID: w.bootID}, DefaultImage: "tiny", DefaultKernel: "debian",
 		Objects: w.objects, Autostart: func(id string) { w.set(func() { w.again = append(w.again, id) }) },
 		Log: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: w.level})),
@@ -153,6 +156,9 @@ func (w *world) census() (found []string) {
 	defer w.mu.Unlock()
 	for dir := range w.machines {
 		found = append(found, "machine "+filepath.Base(dir))
+	}
+	for id := range w.net.ports {
+		found = append(found, "port "+id)
 	}
 	entries, err := os.ReadDir(w.vms())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

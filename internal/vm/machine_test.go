@@ -19,7 +19,8 @@ type machine struct {
 	halts chan string
 	exit  hypervisor.Exit
 
-	paused bool
+	paused   bool
+	forwards map[hypervisor.Forward]bool
 }
 
 func (m *machine) setPaused(paused bool) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -29,8 +30,10 @@ type Config struct {
 	Hypervisor     Hypervisor
 	Images         Images
 	Kernels        Kernels
-	Connect        Connect // to a machine that is just starting
-	Reconnect      Connect // to one whose guest has answered before
+	Network        Network
+	Subnet         netip.Prefix // of the bridge where no VM has an address yet; zero: any that is free
+	Connect        Connect      // to a machine that is just starting
+	Reconnect      Connect      // to one whose guest has answered before
 	Host           Host
 	Objects        func() ([]host.Object, error) // what exists on the host in the VMs' directories
 	DefaultImage   string
@@ -50,6 +53,8 @@ type Manager struct {
 	// artefacts is held for reading while a VM comes to depend on an image or a kernel,
 	// and for writing while one is removed.
 	artefacts sync.RWMutex
+
+	addresses sync.Mutex // held while a VM takes an address on the bridge
 
 	mu       sync.Mutex
 	running  map[string]*running // by VM id

@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -35,6 +36,9 @@ func (m *Manager) Recover(ctx context.Context) error {
 		if unlocks[i], err = m.locks.Lock(ctx, v.ID, "recovered"); err != nil {
 			return err
 		}
+	}
+	if err := m.restoreNetwork(ctx, vms); err != nil {
+		m.Log.Error("restore the network of running VMs", "err", err) // the census and the doctor say what is lacking
 	}
 	var (
 		slots = make(chan struct{}, recoverers)
@@ -114,6 +118,9 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 		fallthrough
 	case err == nil:
 		m.watch(v.ID, &running{machine: machine, connect: m.Reconnect, reconnect: m.Reconnect})
+		if err := m.finishMove(ctx, v); err != nil {
+			m.Log.Warn("finish what a move to another subnet began", "vm", v.ID, "err", err)
+		}
 		return nil
 	case errs.KindOf(err) == errs.NotFound:
 		_, err := m.settle(ctx, v, Stopped, "its machine ended while the daemon was away")
@@ -149,10 +156,17 @@ func (m *Manager) Rebuild(ctx context.Context) (restored, unreadable []string, e
 		}
 		// A copy may be older than the row was: Recover looks for what each could have.
 		owns := []Change{{KindDirectory, Live}, {KindDisk, Live}, {KindAttached, Live}, {KindMachine, Live}}
+		if v.Spec.Net == NetBridge {
+			owns = append(owns, Change{KindNetwork, Live})
+		}
 		if _, err := m.Disks.Usage(v.Disk); errs.KindOf(err) == errs.NotFound { // its removal had begun
 			owns[1].Status = Pending
 		}
 		err := m.Store.Restore(ctx, v, owns...)
+		if errors.Is(err, ErrAddressTaken) { // it was free again when the next VM took it
+			v.Address = netip.Prefix{} // its next start gives it another
+			err = m.Store.Restore(ctx, v, owns...)
+		}
 		if errs.KindOf(err) == errs.Conflict { // a name that was free again when the next VM took it
 			v.Name = shorten(v.Name) + "-" + v.ID
 			err = m.Store.Restore(ctx, v, owns...)

@@ -73,8 +73,7 @@ func (m *Manager) start(ctx context.Context, o *op.Operation, v VM, begin time.T
 		return v, err
 	}
 	was := v
-	pending := []Change{{KindAttached, Pending}, {KindMachine, Pending}}
-	v, err := m.update(ctx, v.ID, "start", func(*VM) error { return nil }, pending...)
+	v, err := m.update(ctx, v.ID, "start", func(*VM) error { return nil }, starting(v)...)
 	if err == nil {
 		v, err = m.boot(ctx, o, v, begin, wait)
 	}
@@ -94,7 +93,7 @@ func (m *Manager) neverStarted(ctx context.Context, was VM) error {
 	_, err := m.update(context.WithoutCancel(ctx), was.ID, "its start failed", func(x *VM) error {
 		x.StartedAt, x.StartTook = was.StartedAt, was.StartTook
 		return x.To(was.State, was.Reason)
-	}, Change{KindAttached, Gone}, Change{KindMachine, Gone})
+	}, Change{KindAttached, Gone}, Change{KindMachine, Gone}, Change{KindNetwork, Gone})
 	return err
 }
 
@@ -113,7 +112,16 @@ func keepForReading(err error) bool {
 	return ok
 }
 
-// boot launches v's machine and brings it to running. The machine's row is pending. If it
+// starting is what a start is about to make.
+func starting(v VM) []Change {
+	all := []Change{{KindAttached, Pending}, {KindMachine, Pending}}
+	if v.Spec.Net == NetBridge {
+		all = append(all, Change{KindNetwork, Pending})
+	}
+	return all
+}
+
+// boot launches v's machine and brings it to running. The rows of [starting] are there. If it
 // fails nothing of the machine is left but its logs.
 func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait) (_ VM, err error) {
 	var u undo.Stack
@@ -127,6 +135,9 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	if err != nil {
 		return v, err
 	}
+	if spec.NICs, err = m.connect(ctx, o, &v); err != nil {
+		return v, err
+	}
 	o.Stage("starting the machine", 0, 0)
 	machine, err := m.Hypervisor.Launch(ctx, spec)
 	if err != nil {
@@ -136,10 +147,17 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	v.Machine = &rec // what the undo above needs to find it
 	r := &running{machine: machine, connect: m.Connect, reconnect: m.Reconnect}
 	u.Push("connection to VM "+v.ID, func(context.Context) error { return r.close() })
+	launched := starting(v)
+	for i := range launched {
+		launched[i].Status = Live
+	}
 	if _, err = m.update(ctx, v.ID, "launched", func(x *VM) error {
 		x.Machine = &rec
 		return nil
-	}, Change{KindAttached, Live}, Change{KindMachine, Live}, Change{KindDisk, Live}, Change{KindDirectory, Live}); err != nil {
+	}, append(launched, Change{KindDisk, Live}, Change{KindDirectory, Live})...); err != nil {
+		return v, err
+	}
+	if err := forwardAll(ctx, v, machine); err != nil {
 		return v, err
 	}
 
@@ -277,25 +295,15 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 		Kernel: k.Vmlinux, Initramfs: initramfs,
 		// Units that images with separate /home and /var disks carry, which would
 		// otherwise hold up the boot for disks that are not there.
-		Cmdline: []string{"banger.root=/dev/vda", "systemd.mask=home.mount", "systemd.mask=var.mount"},
+		Cmdline: []string{"banger.root=/dev/vda", "systemd.mask=home.mount", "systemd.mask=var.mount", stableNames},
 		Disks:   []hypervisor.Disk{root},
 	}
 	if k.ModulesImage != "" {
 		s.Disks = append(s.Disks, hypervisor.Disk{Path: k.ModulesImage, Format: "raw", ReadOnly: true})
 		s.Cmdline = append(s.Cmdline, "banger.modules=/dev/vdb")
 	}
-	if v.Spec.Net == NetUser {
-		s.NICs = []hypervisor.NIC{{Mode: "user", MAC: v.MAC}}
-	}
 	return s, nil
 }
-
-// The addresses that QEMU's user network gives its one guest.
-const (
-	UserNetAddress = "10.0.2.15"
-	userNetGateway = "10.0.2.2"
-	userNetDNS     = "10.0.2.3"
-)
 
 // configure gives the guest its identity.
 func (m *Manager) configure(ctx context.Context, v VM, g Guest) error {
@@ -306,10 +314,7 @@ func (m *Manager) configure(ctx context.Context, v VM, g Guest) error {
 		SSHHostKey: v.HostKey, AuthorizedKeys: m.AuthorizedKeys,
 		UnixNanos: time.Now().UnixNano(), Entropy: entropy, GrowRoot: true,
 	}
-	if v.Spec.Net == NetUser {
-		c.Links = []proto.Link{{MAC: v.MAC, Addresses: []string{UserNetAddress + "/24"}, Gateway: userNetGateway}}
-		c.Nameservers = []string{userNetDNS}
-	}
+	c.Links, c.Nameservers = m.guestNet(v)
 	return g.Call(ctx, proto.MethodConfigure, c, nil)
 }
 

@@ -86,7 +86,7 @@ func (m *Manager) stopWithout(ctx context.Context, v VM, why error) (VM, error) 
 // hasMachine tells whether there may be anything of a machine of v's on the host.
 func (m *Manager) hasMachine(ctx context.Context, v VM) (bool, error) {
 	resources, err := m.Store.Resources(ctx, v.ID)
-	return slices.ContainsFunc(resources, func(r Resource) bool { return r.Kind == KindMachine || r.Kind == KindAttached }), err
+	return slices.ContainsFunc(resources, func(r Resource) bool { return slices.Contains([]Kind{KindMachine, KindAttached, KindNetwork}, r.Kind) }), err
 }
 
 // Restart stops a running VM as Stop does and starts it again; a stopped one it starts.

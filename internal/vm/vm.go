@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"time"
 
 	"banger/internal/disk"
@@ -17,31 +18,36 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/image"
 	"banger/internal/kernel"
+	"banger/internal/network"
 )
 
 // Spec is what was asked for, with every default filled in.
 type Spec struct {
-	Image       string   `json:"image"`
-	Kernel      string   `json:"kernel"`
-	CPUs        int      `json:"cpus"`
-	MemoryBytes int64    `json:"memory_bytes"`
-	DiskBytes   int64    `json:"disk_bytes"`            // 0: the image's size
-	DiskDriver  string   `json:"disk_driver,omitempty"` // a driver's name, or auto
-	Net         Net      `json:"net"`
-	Accel       string   `json:"accel"`            // auto, kvm or tcg
-	Nested      bool     `json:"nested,omitempty"` // its CPU shows virtualization
-	Env         []string `json:"env,omitempty"`
-	AutoRemove  bool     `json:"auto_remove,omitempty"`
-	Lease       string   `json:"lease,omitempty"`     // removed when this lease ends
-	Autostart   bool     `json:"autostart,omitempty"` // if it ran, it runs again after a restart of the host
+	Image       string            `json:"image"`
+	Kernel      string            `json:"kernel"`
+	CPUs        int               `json:"cpus"`
+	MemoryBytes int64             `json:"memory_bytes"`
+	DiskBytes   int64             `json:"disk_bytes"`            // 0: the image's size
+	DiskDriver  string            `json:"disk_driver,omitempty"` // a driver's name, or auto
+	Net         Net               `json:"net"`
+	Isolated    bool              `json:"isolated,omitempty"`    // other guests can't reach it, nor it them
+	HostAccess  bool              `json:"host_access,omitempty"` // it reaches every service of the host's
+	Forwards    []network.Forward `json:"forwards,omitempty"`
+	Accel       string            `json:"accel"`            // auto, kvm or tcg
+	Nested      bool              `json:"nested,omitempty"` // its CPU shows virtualization
+	Env         []string          `json:"env,omitempty"`
+	AutoRemove  bool              `json:"auto_remove,omitempty"`
+	Lease       string            `json:"lease,omitempty"`     // removed when this lease ends
+	Autostart   bool              `json:"autostart,omitempty"` // if it ran, it runs again after a restart of the host
 }
 
 // Net is how a VM is connected.
 type Net string
 
 const (
-	NetNone Net = "none" // no interface
-	NetUser Net = "user" // the VMM's own network stack, which needs no privilege
+	NetNone   Net = "none"   // no interface
+	NetUser   Net = "user"   // the VMM's own network stack, which needs no privilege
+	NetBridge Net = "bridge" // a TAP on the host's bridge
 )
 
 // VM is one virtual machine: what was asked for, what it is, and where it stands.
@@ -52,10 +58,11 @@ type VM struct {
 	State  State  `json:"state"`
 	Reason string `json:"reason,omitempty"` // why it is failed, or why it stopped if nobody asked
 
-	MachineID  string `json:"machine_id"` // of the guest's operating system, 32 hex digits
-	MAC        string `json:"mac,omitempty"`
-	HostKey    string `json:"ssh_host_key"`     // of the agent's SSH server: PEM
-	HostKeyPub string `json:"ssh_host_key_pub"` // its public half: "ssh-ed25519 AAAA…"
+	MachineID  string       `json:"machine_id"` // of the guest's operating system, 32 hex digits
+	MAC        string       `json:"mac,omitempty"`
+	Address    netip.Prefix `json:"address,omitzero"` // on the bridge, for as long as the VM exists
+	HostKey    string       `json:"ssh_host_key"`     // of the agent's SSH server: PEM
+	HostKeyPub string       `json:"ssh_host_key_pub"` // its public half: "ssh-ed25519 AAAA…"
 
 	Base    disk.Base          `json:"base"`
 	Disk    disk.Volume        `json:"disk"`
@@ -76,6 +83,7 @@ const (
 	KindDisk      Kind = "disk"      // the files of its root volume
 	KindAttached  Kind = "attached"  // the block devices that its machine opens of that
 	KindMachine   Kind = "machine"   // its VMM process
+	KindNetwork   Kind = "network"   // its port on the bridge, which lives and ends with the machine
 )
 
 // Resource is a host object as the store knows it: pending from before it is made until
@@ -101,6 +109,12 @@ type Store interface {
 	// Restore adds a VM as it was known elsewhere, with the resources that it may have.
 	Restore(ctx context.Context, v VM, resources ...Change) error
 
+	// Readdress gives VMs other addresses, all in one step, and makes the networks of those
+	// that have one pending, until their guests know.
+	Readdress(ctx context.Context, to map[string]netip.Prefix) error
+
+	// Note records an event that is no VM's.
+	Note(ctx context.Context, cause, reason string) error
 	// Events returns what happened after the event with this number, oldest first, at most
 	// limit events. Old ones are dropped in time.
 	Events(ctx context.Context, after int64, limit int) ([]Event, error)
@@ -114,7 +128,7 @@ type Store interface {
 type Event struct {
 	Seq    int64 // ever growing, without end
 	At     time.Time
-	VM     string // id
+	VM     string // id; empty: it is about the host
 	Name   string
 	From   State // empty: the VM is new
 	To     State // empty: the VM is gone

@@ -180,6 +180,7 @@ const (
 	MethodGrowRoot  = "grow-root" // nothing → GrowRoot: the root filesystem fills its disk
 	MethodTrim      = "trim"      // nothing → Trim: the root filesystem tells its disk what it does not need
 	MethodFree      = "free"      // FreeFrom → Free: a part of what the root filesystem does not need
+	MethodReach     = "reach"     // Reach → nothing, once the address has answered
 )
 
 // Configure gives a machine its identity. It is sent after a cold boot, before the
@@ -237,6 +238,11 @@ type SetTime struct {
 // Shutdown ends the machine through its init where it has one.
 type Shutdown struct {
 	Reboot bool `json:"reboot,omitempty"`
+}
+
+// Reach names an address that is to be connected to. That nobody listens there is an answer.
+type Reach struct {
+	Address string `json:"address"` // of TCP
 }
 
 // Boot says how the image's init came up.

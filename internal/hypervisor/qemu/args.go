@@ -21,7 +21,7 @@ const (
 	maxDevices     = 24 // slots of q35's root bus, less those of the machine itself
 
 	// firstFD is the number under which QEMU finds the first file it is given; they are
-	// those of socketNames, in order.
+	// those of socketNames, in order, and then TAPs.
 	firstFD = 3
 )
 
@@ -70,12 +70,32 @@ func arguments(spec hypervisor.MachineSpec, steadyTSC bool) []string {
 		args = append(args, diskArguments(i, d)...)
 	}
 	for i, n := range spec.NICs {
+		backend := "user,ipv6=off"
+		if n.Mode == hypervisor.NICTAP {
+			backend = fmt.Sprintf("tap,fd=%d", tapFD(spec, i))
+		}
 		args = append(args,
-			"-netdev", fmt.Sprintf("user,id=net%d,ipv6=off", i),
+			"-netdev", fmt.Sprintf("%s,id=%s", backend, netdev(i)),
 			// The option ROM is for booting from the network.
-			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,romfile=", i, n.MAC))
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=%s,mac=%s,romfile=", netdev(i), n.MAC))
 	}
 	return args
+}
+
+// netdev is QEMU's name for what the network device of this number is connected to.
+func netdev(i int) string { return fmt.Sprintf("net%d", i) }
+
+// tapFD is the number under which QEMU finds the TAP of a network device: TAPs come behind
+// the sockets, in order.
+func tapFD(spec hypervisor.MachineSpec, nic int) int {
+	sockets := socketNames()
+	fd := firstFD + len(sockets)
+	for _, n := range spec.NICs[:nic] {
+		if n.Mode == hypervisor.NICTAP {
+			fd++
+		}
+	}
+	return fd
 }
 
 // machineName is what a machine answers when its monitor is asked for its name.
@@ -214,8 +234,11 @@ func check(spec hypervisor.MachineSpec) error {
 		if mac, err := net.ParseMAC(n.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 			return invalid("%q is no hardware address of a network device", n.MAC)
 		}
-		if n.Mode != "user" {
+		if n.Mode != hypervisor.NICUser && n.Mode != hypervisor.NICTAP {
 			return invalid("QEMU has no network mode %q here", n.Mode)
+		}
+		if (n.Mode == hypervisor.NICTAP) != (n.TAP != nil) {
+			return invalid("the network device %s has no TAP, or one that it can't use", n.MAC)
 		}
 	}
 	return nil

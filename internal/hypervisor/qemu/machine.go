@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -220,6 +221,27 @@ func (m *machine) command(ctx context.Context, name string) error {
 		return fmt.Errorf("machine %s: %w", m.record.VMID, err)
 	}
 	return nil
+}
+
+// Forward opens or closes a port; see [hypervisor.Machine]. QEMU has this for people only:
+// what it says is a sentence, and nothing at all when a port was opened.
+func (m *machine) Forward(ctx context.Context, f hypervisor.Forward, open bool) error {
+	line := fmt.Sprintf("hostfwd_add %s %s:%s:%d-:%d", netdev(0), f.Protocol, f.Host.Addr(), f.Host.Port(), f.Guest)
+	if !open {
+		line = fmt.Sprintf("hostfwd_remove %s %s:%s:%d", netdev(0), f.Protocol, f.Host.Addr(), f.Host.Port())
+	}
+	var said string
+	if err := m.monitor.Execute(ctx, "human-monitor-command", map[string]any{"command-line": line}, &said); err != nil {
+		return fmt.Errorf("machine %s: %w", m.record.VMID, err)
+	}
+	said = strings.TrimSpace(said)
+	if open && said == "" || !open && strings.HasSuffix(said, "removed") {
+		return nil
+	}
+	if !open && strings.HasSuffix(said, "not found") {
+		return nil
+	}
+	return errs.New(errs.Unavailable, "QEMU can't forward %s port %s", f.Protocol, f.Host).Because(errors.New(said))
 }
 
 // Kill ends the process; see [hypervisor.Machine].

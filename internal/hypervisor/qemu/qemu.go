@@ -86,9 +86,15 @@ func (h *Hypervisor) start(spec hypervisor.MachineSpec, sockets sockets) (*host.
 		return nil, err
 	}
 	defer log.Close()
+	files := slices.Clone([]*os.File(sockets))
+	for _, n := range spec.NICs {
+		if n.TAP != nil {
+			files = append(files, n.TAP)
+		}
+	}
 	return host.Detach(host.Detached{
 		Path: h.binary, Args: arguments(spec, host.SteadyTSC("/")), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"},
-		Dir: spec.Dir, Log: log, Files: sockets,
+		Dir: spec.Dir, Log: log, Files: files,
 	})
 }
 
