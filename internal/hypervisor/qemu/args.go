@@ -88,8 +88,7 @@ func netdev(i int) string { return fmt.Sprintf("net%d", i) }
 // tapFD is the number under which QEMU finds the TAP of a network device: TAPs come behind
 // the sockets, in order.
 func tapFD(spec hypervisor.MachineSpec, nic int) int {
-	sockets := socketNames()
-	fd := firstFD + len(sockets)
+	fd := firstFD + numSockets
 	for _, n := range spec.NICs[:nic] {
 		if n.Mode == hypervisor.NICTAP {
 			fd++

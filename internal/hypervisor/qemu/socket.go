@@ -16,9 +16,11 @@ const (
 	monitorSocket = "qmp.sock"
 	consoleSocket = "console.sock"
 	channelSocket = "channel.sock"
+
+	numSockets = 3
 )
 
-func socketNames() [3]string { return [3]string{monitorSocket, consoleSocket, channelSocket} }
+func socketNames() [numSockets]string { return [3]string{monitorSocket, consoleSocket, channelSocket} }
 
 // listen makes a listening socket in dir, in the place of any stale one, and returns it
 // as a file for QEMU to inherit.
