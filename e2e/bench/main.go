@@ -31,6 +31,14 @@ func main() {
 	only := flag.String("only", "", "do only the measurement of this name")
 	names := flag.Bool("serve-dns", false, "be the name server that is measured")
 	flag.Parse()
+	again, code, err := isolate()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench: a network of its own:", err)
+		code = 1
+	}
+	if again || err != nil {
+		os.Exit(code)
+	}
 	if *names {
 		if err := serveDNS(); err != nil {
 			fmt.Fprintln(os.Stderr, "bench: serve DNS:", err)
@@ -55,7 +63,7 @@ func run(out string, long bool, only string) (err error) {
 		{"clones", clones}, {"guest_io", guestIO}, {"many_disks", manyDisks},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
-		{"dns", dnsFigures},
+		{"dns", dnsFigures}, {"net_start_cost", netStartCost},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}}
