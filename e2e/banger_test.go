@@ -71,8 +71,12 @@ func newBanger(t *testing.T) *banger {
 
 func bangerIn(t *testing.T, state string) *banger {
 	t.Helper()
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	b := &banger{t: t, bin: bin, state: state, env: append(os.Environ(), "BANGER_STATE_DIR="+state, "XDG_CONFIG_HOME="+t.TempDir(), "BANGER_SOCKET=",
-		"BANGER_HOSTS_FILE="+filepath.Join(t.TempDir(), "hosts"))}
+		"BANGER_HOSTS_FILE="+hosts)}
 	t.Cleanup(b.close)
 	return b
 }
@@ -88,7 +92,6 @@ func (b *banger) close() {
 	if names := strings.Fields(b.ok("ls", "-aq")); len(names) > 0 {
 		b.ok(append([]string{"rm", "-f"}, names...)...)
 	}
-	b.ok("system", "census")
 	if left := b.processes("qemu"); left != nil {
 		t.Errorf("processes left behind: %q", left)
 	}

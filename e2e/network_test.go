@@ -312,7 +312,7 @@ func TestPortsOfAUserNetwork(t *testing.T) {
 		b.refused(1, []string{"no port to forward"}, "port", name, "--add", bad)
 	}
 	b.refused(1, []string{"does not forward"}, "port", name, "--rm", "18099:80")
-	b.refused(1, []string{"18084", "taken"}, "run", "-d", "--image", "tiny", "--net", "user", "-p", "18084:80")
+	b.refused(125, []string{"18084", "taken"}, "run", "-d", "--image", "tiny", "--net", "user", "-p", "18084:80")
 	b.ok("stop", name)
 	b.ok("start", name)
 	b.server(name, "80")
@@ -341,7 +341,7 @@ func TestPortsOnTheBridge(t *testing.T) {
 	if got := says(hostOnLAN+":18086", refusal); got != "" {
 		t.Errorf("the removed port says %q", got)
 	}
-	b.refused(1, []string{"18084", "taken"}, "run", "-d", "--image", "tiny", "-p", "18084:80")
+	b.refused(125, []string{"18084", "taken"}, "run", "-d", "--image", "tiny", "-p", "18084:80")
 	if out := b.ok("ls", "-aq"); out != "a\n" {
 		t.Errorf("VMs: %q", out)
 	}
@@ -371,8 +371,9 @@ func TestPortOverTheChannel(t *testing.T) {
 // An address that is used again right away leads to the new VM only.
 func TestAnAddressUsedAgain(t *testing.T) {
 	b := bridged(t)
-	config := b.env[len(b.env)-2] // XDG_CONFIG_HOME
-	dir := strings.TrimPrefix(config, "XDG_CONFIG_HOME=") + "/banger"
+	home := t.TempDir()
+	b.env = append(b.env, "XDG_CONFIG_HOME="+home)
+	dir := home + "/banger"
 	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(dir+"/config.toml", []byte("subnet = \"10.201.0.0/29\"\nbridge = \"testbr\"\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
