@@ -85,7 +85,7 @@ func TestUserNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := b.vm()
+	name := b.vm("--net", "user")
 	if out := b.ok("exec", name, "--", "nc", "10.0.2.2", port); out != "the host answers" {
 		t.Errorf("the guest read %q", out)
 	}
