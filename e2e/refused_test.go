@@ -35,7 +35,7 @@ func TestBadRequests(t *testing.T) {
 		{125, []string{"CPUs"}, []string{"run", "--image", "tiny", "--cpus", "0"}},
 		{125, []string{"CPUs"}, []string{"run", "--image", "tiny", "--cpus", "10000"}},
 		{125, []string{"smaller than the image"}, []string{"run", "--image", "tiny", "--disk", "1M"}},
-		{125, []string{"bridge"}, []string{"run", "--image", "tiny", "--net", "bridge"}},
+		{125, []string{"no network mode", "token-ring"}, []string{"run", "--image", "tiny", "--net", "token-ring"}},
 		{1, []string{"no VM"}, []string{"stop", "nonesuch"}},
 		{1, []string{"no VM"}, []string{"rm", "../x"}},
 		{1, []string{"no VM"}, []string{"inspect", strings.Repeat("x", 10000)}},

@@ -17,7 +17,7 @@ const (
 	// dyingLimit bounds how long the lock of a daemon that does not serve is waited for: the
 	// kernel lets go of the files of one that was killed in its own order, and its socket may
 	// be gone before its lock is.
-	dyingLimit = 2 * time.Second
+	dyingLimit = 500 * time.Millisecond
 
 	// lockInterval is the time between two tries for it. A blocking one could not be given up.
 	lockInterval = 10 * time.Millisecond
