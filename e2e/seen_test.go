@@ -59,7 +59,7 @@ func TestWhatIsSeenOfARunningVM(t *testing.T) {
 	b := newBanger(t)
 	b.vm("--name", "web", "--memory", "256M", "--cpus", "1", "--wait", "agent")
 	b.ok("create", "--image", "tiny", "--name", "rests")
-	if out := b.ok("ls", "--format", "{{.Name}} {{.State}} {{.Network.IP}} {{.CPUs}} {{bytes .MemoryBytes}}"); out != "web running 10.0.2.15 1 256MiB\n" {
+	if out := b.ok("ls", "--format", "{{.Name}} {{.State}} {{.Network.IP}} {{.CPUs}} {{bytes .MemoryBytes}}"); out != "web running "+b.inspect("web").Network.IP+" 1 256MiB\n" {
 		t.Errorf("ls --format: %q", out)
 	}
 	var stats []api.Stats
