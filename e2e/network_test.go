@@ -142,6 +142,14 @@ func TestVMsOnTheBridge(t *testing.T) {
 		}
 		b.ok("exec", a, "--", "ping", "-c", "1", "-W", "10", b.network().Gateway)
 	})
+	t.Run("names", func(t *testing.T) {
+		eventually(t, "a resolves b", func() bool {
+			return strings.Contains(b.run("", "exec", a, "--", "nslookup", "b.vm").out, b.ip(other))
+		})
+		if v := b.inspect(other); v.Network.DNS != "b.vm" {
+			t.Errorf("b is known as %q", v.Network.DNS)
+		}
+	})
 	t.Run("lies", func(t *testing.T) { b.lies(t, a, other) })
 	t.Run("doctor", func(t *testing.T) {
 		out := b.run("", "doctor").out
