@@ -19,10 +19,10 @@ demo: deps build runtime ## set up what is missing, then run a command in a fres
 	$(BIN)/banger run --rm -- sh -c 'cat /etc/os-release; uname -a'
 
 test: deps build runtime check ## set up what is missing, then pass every test, VMs included
-	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 19m ./...
+	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m ./...
 
 test-long: deps build runtime ## what takes long: 200 crashes of the daemon among random verbs
-	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 19m -v -run TestRandomVerbsAndCrashes ./e2e -rounds 200
+	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m -v -run TestRandomVerbsAndCrashes ./e2e -rounds 200
 
 check: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
