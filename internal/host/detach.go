@@ -16,6 +16,8 @@ type Detached struct {
 	Dir   string
 	Log   *os.File   // its stdout and stderr
 	Files []*os.File // it has them as descriptors 3, 4, …
+	// OneCPU keeps it, and all that it starts, on one CPU of the host.
+	OneCPU bool
 }
 
 // Child is a detached program that this process has started. Its parent stays this
@@ -40,7 +42,11 @@ func Detach(d Detached) (*Child, error) {
 	cmd.Env, cmd.Dir, cmd.ExtraFiles = d.Env, d.Dir, d.Files
 	cmd.Stdout, cmd.Stderr = d.Log, d.Log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if d.OneCPU {
+		start = func() error { return onOneCPU(cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(path), err)
 	}
 	// Not reaped yet, so the pid is still its own, even if it has died at once.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -172,6 +173,36 @@ func TestDetachGivesASessionALogAndFiles(t *testing.T) {
 	}
 	if _, err := c.Process.Open(); errs.KindOf(err) != errs.NotFound {
 		t.Errorf("a reaped child was opened: %v", err)
+	}
+}
+
+func TestDetachOnOneCPU(t *testing.T) {
+	ours := func() (set unix.CPUSet) {
+		t.Helper()
+		if err := unix.SchedGetaffinity(0, &set); err != nil {
+			t.Fatal(err)
+		}
+		return set
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := ours()
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	c, err := Detach(Detached{Path: "nproc", Log: log, OneCPU: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	<-c.Done()
+	if b, _ := os.ReadFile(log.Name()); string(b) != "1\n" {
+		t.Errorf("it may use %q CPUs", b)
+	}
+	if after := ours(); after != before {
+		t.Errorf("this process may use %d CPUs, and could use %d", after.Count(), before.Count())
 	}
 }
 

@@ -57,6 +57,16 @@ func TestLaunchTellsQEMUsLastWords(t *testing.T) {
 	wantNoSockets(t, spec.Dir)
 }
 
+// A program that can use one CPU only says so.
+func TestNestedTCGStaysOnOneCPU(t *testing.T) {
+	spec := goodSpec(t)
+	spec.Nested = true
+	_, err := New(script(t, "nproc; exit 1")).Launch(t.Context(), spec)
+	if err == nil || !strings.HasSuffix(err.Error(), ": 1") {
+		t.Errorf("number of CPUs: %v", err)
+	}
+}
+
 // TestALaunchThatHangsIsEnded has a QEMU that starts and never says a word.
 func TestALaunchThatHangsIsEnded(t *testing.T) {
 	spec := goodSpec(t)
