@@ -29,6 +29,7 @@ var suites = []suite{
 	{pkg: "internal/disk/copy", limit: 10 * time.Minute},
 	{pkg: "internal/disk/loop", limit: 5 * time.Minute},
 	{pkg: "internal/disk/dm", limit: 10 * time.Minute},
+	{pkg: "internal/disk/dm/devmapper", limit: 5 * time.Minute},
 	{pkg: "internal/dns/publish", tests: "RealResolved", limit: 5 * time.Minute},
 	// With TCG inside of TCG nothing is proven and a boot takes a minute.
 	{pkg: "internal/hypervisor/qemu", tests: "KVM", limit: 15 * time.Minute},
@@ -102,11 +103,14 @@ func (l *lab) install(ctx context.Context, chosen []suite) error {
 			copies = append(copies, [2]string{path, "/usr/local/bin/" + program})
 		}
 	}
-	if err := l.exec(ctx, os.Stdout, os.Stderr, []string{"rm", "-rf", inLab}); err != nil {
-		return err
-	}
-	if err := l.exec(ctx, os.Stdout, os.Stderr, append([]string{"mkdir", "-p"}, dirs...)); err != nil {
-		return err
+	for _, argv := range [][]string{
+		{"udevadm", "settle"}, // it loads modules, which no unit of the boot waits for
+		{"rm", "-rf", inLab},
+		append([]string{"mkdir", "-p"}, dirs...),
+	} {
+		if err := l.exec(ctx, os.Stdout, os.Stderr, argv); err != nil {
+			return err
+		}
 	}
 	for _, c := range copies {
 		if err := l.command(ctx, "cp", c[0], vmName+":"+c[1]); err != nil {
