@@ -96,7 +96,7 @@ func TestNoArtefactIsTracked(t *testing.T) {
 		t.Skip("SKIP: this is no git checkout")
 	}
 	for _, name := range strings.Split(string(out), "\x00") {
-		for _, pattern := range []string{"runtime/", "build/", ".ext4", ".qcow2", ".cpio", "vmlinux", "vmlinuz"} {
+		for _, pattern := range []string{"runtime/", "build/", ".ext4", ".qcow2", ".cpio", "vmlinux", "vmlinuz", ".test"} {
 			base := name[strings.LastIndex(name, "/")+1:]
 			if strings.HasPrefix(name, pattern) || strings.HasSuffix(base, pattern) {
 				t.Errorf("%s is tracked", name)

@@ -55,8 +55,8 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	return nil
 }
 
-// removeMachine ends the VM's machine, if it has one, detaches its disk, takes its port away and forgets them. The
-// VM's lock is held.
+// removeMachine ends the VM's machine, if it has one, detaches its disk, takes its port away
+// and forgets all three. The VM's lock is held.
 func (m *Manager) removeMachine(ctx context.Context, v VM) error {
 	if err := m.endMachine(ctx, v); err != nil {
 		return err
