@@ -107,19 +107,24 @@ func (c *Client) request(ctx context.Context, method, path string, body any) (*h
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.do(req)
 	if err != nil {
-		var u *url.Error // its text repeats the method and an address that is not one
-		if errors.As(err, &u) {
-			err = u.Err
-		}
-		return nil, gone(err)
+		return nil, err
 	}
 	if resp.StatusCode >= 400 {
 		defer resp.Body.Close()
 		return nil, readError(resp)
 	}
 	return resp, nil
+}
+
+func (c *Client) do(req *http.Request) (*http.Response, error) {
+	resp, err := c.http.Do(req)
+	var u *url.Error // its text repeats the method and an address that is not one
+	if errors.As(err, &u) {
+		err = u.Err
+	}
+	return resp, gone(err)
 }
 
 func readError(resp *http.Response) error {
@@ -143,14 +148,24 @@ func (c *Client) call(ctx context.Context, method, path string, body, result any
 	return json.NewDecoder(resp.Body).Decode(result)
 }
 
-// Ping returns nil if something listens on the socket, and ErrNoDaemon if nothing does.
+// Ping returns nil if a daemon answers, ErrNoDaemon if nobody listens on the socket, and
+// ErrGone if whoever did hung up: that a socket takes connections says little, for one of a
+// daemon that was killed does so until each process that it was just starting has let go of it.
 func (c *Client) Ping(ctx context.Context) error {
-	conn, err := c.dial(ctx)
+	req, err := http.NewRequestWithContext(ctx, http.MethodOptions, "http://banger", nil)
 	if err != nil {
 		return err
 	}
-	return conn.Close()
+	req.URL.Opaque = "*" // no resource; HTTP servers answer by themselves
+	resp, err := c.do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
 }
+
+// Close lets go of connections that are kept for further calls.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Daemon describes the daemon.
 func (c *Client) Daemon(ctx context.Context) (d Daemon, err error) {

@@ -25,11 +25,25 @@ const startLimit = time.Minute
 // connect returns a client of the daemon, which it starts if none answers.
 func (a *app) connect(ctx context.Context) (*api.Client, error) {
 	client := api.New(a.config.Socket)
-	err := client.Ping(ctx)
+	err := ping(ctx, client)
 	if errors.Is(err, api.ErrNoDaemon) {
 		err = a.startDaemon(ctx, client)
 	}
 	return client, err
+}
+
+// hangups is how often a daemon may hang up on us before that is an error. One that ends does
+// so on those who came just before, and is then gone.
+const hangups = 10
+
+// ping is Client.Ping, past a daemon that is just ending.
+func ping(ctx context.Context, client *api.Client) (err error) {
+	for range hangups {
+		if err = client.Ping(ctx); !errors.Is(err, api.ErrGone) {
+			break
+		}
+	}
+	return err
 }
 
 // startDaemon starts a daemon and returns when it serves. Of several that try at once one
@@ -44,7 +58,7 @@ func (a *app) startDaemon(ctx context.Context, client *api.Client) error {
 		return errs.New(errs.Unavailable, "start the daemon").Because(err)
 	}
 	defer unlock()
-	if err := client.Ping(ctx); !errors.Is(err, api.ErrNoDaemon) {
+	if err := ping(ctx, client); !errors.Is(err, api.ErrNoDaemon) {
 		return err
 	}
 	program, err := a.findDaemon()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -82,6 +83,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon":  startFake,
+			"dying":   hangUp,
 			"code":    exitsWith,
 			"journal": journalHas,
 			"vm":      alterVM,
@@ -95,6 +97,22 @@ func startFake(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(err)
 	ts.Defer(f.close)
 	*ts.Value(fakeKey{}).(**fake) = f
+}
+
+// hangUp is the script command `dying`: what is left of a daemon that was killed takes one more
+// connection, without an answer, and leaves its socket.
+func hangUp(ts *testscript.TestScript, _ bool, _ []string) {
+	l, err := net.Listen("unix", ts.Getenv("BANGER_SOCKET"))
+	ts.Check(err)
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	go func() {
+		conn, err := l.Accept()
+		l.Close()
+		if err == nil {
+			conn.Close()
+		}
+	}()
+	ts.Defer(func() { l.Close() })
 }
 
 // exitsWith is the script command `code N CMD…`.

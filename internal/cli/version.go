@@ -52,8 +52,13 @@ func (a *app) versionCommand() *cobra.Command {
 
 // runningDaemon describes the daemon, or is nil if none runs.
 func (a *app) runningDaemon(ctx context.Context) (*api.Daemon, error) {
-	d, err := api.New(a.config.Socket).Daemon(ctx)
-	if errors.Is(err, api.ErrNoDaemon) {
+	client := api.New(a.config.Socket)
+	var d api.Daemon
+	err := ping(ctx, client)
+	if err == nil {
+		d, err = client.Daemon(ctx)
+	}
+	if errors.Is(err, api.ErrNoDaemon) || errors.Is(err, api.ErrGone) {
 		return nil, nil
 	}
 	if err != nil {

@@ -75,7 +75,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	if d.lock, err = lockState(ctx, state, opts.Config.Socket); err != nil {
+	if d.lock, err = lockState(ctx, state); err != nil {
 		return nil, err
 	}
 	if err := d.openStore(ctx, filepath.Join(state, "banger.db")); err != nil {
@@ -232,11 +232,6 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	defer func() { // a client that comes now starts another daemon
-		if isAt(own, d.opts.Config.Socket) {
-			os.Remove(d.opts.Config.Socket)
-		}
-	}()
 	huma.NewError = server.NewError
 	s := server.Server{
 		VMs: d.vms, Ops: d.ops, Library: d.library, Names: d.names, Daemon: d.describe, Doctor: d.doctor, Network: d.describeNetwork,
@@ -251,14 +246,22 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 		ErrorLog:          slog.NewLogLogger(d.opts.Log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
-	go d.watchSocket(ctx, own)
+	go func() {
+		served <- srv.Serve(l)
+		close(served)
+	}()
+	watch, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	go d.watchSocket(watch, own)
 	ready()
 	select {
 	case err = <-served:
 	case <-ctx.Done():
 	case <-d.stopping:
 	}
+	unwatch()
+	d.turnAway(l, own)
+	<-served
 	d.cancel() // operations undo what they did
 	drain, done := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
 	defer done()
@@ -267,6 +270,18 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	}
 	cancel() // of streams and followers
 	return errors.Join(err, srv.Shutdown(drain))
+}
+
+// turnAway takes no more clients: who comes now starts the next daemon, which waits for the end
+// of this one.
+func (d *Daemon) turnAway(l net.Listener, own os.FileInfo) {
+	if _, err := d.lock.WriteAt([]byte(ending), 0); err != nil { // on a full disk, say
+		d.opts.Log.Warn("tell the next daemon that this one is ending", "err", err)
+	}
+	l.Close() // says only that it is closed already, if so
+	if isAt(own, d.opts.Config.Socket) {
+		os.Remove(d.opts.Config.Socket)
+	}
 }
 
 // stop ends Serve; it returns at once.

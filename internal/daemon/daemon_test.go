@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -9,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"banger/api"
 	"banger/internal/config"
 	"banger/internal/errs"
 	"banger/internal/host"
+	"banger/internal/op"
 )
 
 func options(t *testing.T) Options {
@@ -72,6 +76,54 @@ func TestADyingDaemonIsWaitedFor(t *testing.T) {
 	}
 }
 
+// A daemon that is ending takes no more clients, and the next one waits until its operations have
+// undone what they did.
+func TestAnEndingDaemonIsWaitedFor(t *testing.T) {
+	o := options(t)
+	first := open(t, o)
+	client := api.New(o.Config.Socket)
+	undone, ended, second := make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	ready := make(chan struct{})
+	go func() {
+		err := first.Serve(t.Context(), func() { close(ready) })
+		ended <- errors.Join(err, first.Close())
+	}()
+	<-ready
+	cancelled := make(chan struct{})
+	first.ops.Start("slow", func(ctx context.Context, _ *op.Operation) error {
+		<-ctx.Done()
+		close(cancelled)
+		<-undone
+		return ctx.Err()
+	})
+	if err := client.StopDaemon(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-cancelled
+	if err := api.New(o.Config.Socket).Ping(t.Context()); !errors.Is(err, api.ErrNoDaemon) {
+		t.Errorf("one more client: %v", err)
+	}
+	if _, err := client.VMs(t.Context()); err != nil {
+		t.Errorf("a client that was there: %v", err)
+	}
+	go func() {
+		d, err := Open(t.Context(), o)
+		if err == nil {
+			err = d.Close()
+		}
+		second <- err
+	}()
+	select {
+	case err := <-second:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(2 * dyingLimit):
+	}
+	close(undone)
+	if err := errors.Join(<-ended, <-second); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTheKeyStaysTheSame(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ssh")
 	one, err := loadIdentity(dir)
@@ -104,8 +156,18 @@ func TestSocketsInTheWay(t *testing.T) {
 	if err := d.Serve(t.Context(), func() { t.Error("ready on another's socket") }); errs.KindOf(err) != errs.Busy {
 		t.Errorf("a socket that is served: %v", err)
 	}
+	// What is left of one that was killed takes connections, perhaps, and hangs up on them.
 	live.(*net.UnixListener).SetUnlinkOnClose(false)
-	live.Close() // what is left is a stale one
+	defer live.Close()
+	go func() {
+		for {
+			conn, err := live.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
 	err = d.Serve(t.Context(), func() {
 		info, err := os.Stat(o.Config.Socket)
 		if err != nil || info.Mode().Perm() != 0o600 {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/api"
 	"banger/internal/errs"
 	"banger/internal/unixsock"
 )
@@ -93,14 +94,16 @@ func (d *Daemon) watchSocket(ctx context.Context, own fs.FileInfo) {
 	}
 }
 
-// served tells whether someone listens on the socket at path.
+// silentLimit bounds how long someone who listens on a socket may take to answer.
+const silentLimit = time.Second
+
+// served tells whether the socket at path is someone's who lives. A daemon that was killed may
+// still take connections, on which it hangs up.
 func served(path string) bool {
-	err := unixsock.WithAddress(path, func(address string) error {
-		conn, err := net.Dial("unix", address)
-		if err == nil {
-			conn.Close()
-		}
-		return err
-	})
-	return err == nil
+	ctx, cancel := context.WithTimeout(context.Background(), silentLimit)
+	defer cancel()
+	client := api.New(path)
+	defer client.Close()
+	err := client.Ping(ctx)
+	return !errors.Is(err, api.ErrNoDaemon) && !errors.Is(err, api.ErrGone)
 }
