@@ -179,6 +179,10 @@ func (m machine) Resume(ctx context.Context) error {
 	return m.door.act("machine resume", func() error { return m.Machine.Resume(ctx) })
 }
 
+func (m machine) Save(ctx context.Context, memory, state *os.File) error {
+	return m.door.act("machine save", func() error { return m.Machine.Save(ctx, memory, state) })
+}
+
 func (m machine) Kill(ctx context.Context) error {
 	return m.door.act("machine kill", func() error { return m.Machine.Kill(ctx) })
 }

@@ -71,6 +71,26 @@ func hasCPUFlag(cpuinfo []byte, flag string) bool {
 	return false
 }
 
+// CPUModel tells what CPU the host has, in the lines of /proc/cpuinfo that say which
+// instructions it knows. root is "/" but in tests.
+func CPUModel(root string) (string, error) {
+	info, err := os.ReadFile(filepath.Join(root, "proc/cpuinfo"))
+	if err != nil {
+		return "", err
+	}
+	var model strings.Builder
+	for line := range strings.Lines(string(info)) {
+		name, _, ok := strings.Cut(line, ":")
+		switch {
+		case !ok: // the end of what it says of the first CPU
+			return model.String(), nil
+		case slices.Contains([]string{"vendor_id", "cpu family", "model", "stepping", "flags"}, strings.TrimSpace(name)):
+			model.WriteString(line)
+		}
+	}
+	return model.String(), nil
+}
+
 // CPUs is the number of CPUs that this process may run on.
 func CPUs() int { return runtime.NumCPU() }
 

@@ -36,6 +36,17 @@ type MachineSpec struct {
 	Cmdline     []string // kernel arguments beyond those the machine itself needs
 	Disks       []Disk   // the guest sees them in this order: vda, vdb, …
 	NICs        []NIC
+
+	// From is what the machine goes on from instead of booting: one of its kin, saved. It is
+	// paused when it is launched, and its NICs have the hardware addresses of the one saved.
+	From *Saved
+}
+
+// Saved is a machine at one moment, in two files that any number of machines may go on from.
+// Both hold whatever secrets the guest had in its memory.
+type Saved struct {
+	Memory string // sparse, as long as the machine's memory: machines write to copies of its pages
+	State  string // of CPUs and devices
 }
 
 // Disk is a virtio block device.
@@ -88,6 +99,11 @@ type Hypervisor interface {
 	// Adopt takes charge of a machine launched by an earlier daemon. It returns an
 	// errs.NotFound error if that very process no longer runs.
 	Adopt(ctx context.Context, rec Record) (Machine, error)
+
+	// Kin tells by a digest which machines can go on from each other's saved state: those of
+	// one VMM, one kind of CPU and one set of devices and kernel arguments. Of which files
+	// kernel and disks consist is not in it, nor which machine it is.
+	Kin(spec MachineSpec) (string, error)
 }
 
 // Machine is one running VMM process.
@@ -104,6 +120,11 @@ type Machine interface {
 
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+
+	// Save writes what the machine is at one moment to two empty files, which become a
+	// [Saved]. One that runs does so meanwhile but for the last milliseconds. Afterwards it
+	// is paused, and its disks are as they were at that moment; on error it is as before.
+	Save(ctx context.Context, memory, state *os.File) error
 
 	// Halts tells, each time, why the machine has stopped its CPUs by itself: a disk of
 	// its could not be written to. Resume tries that write again.

@@ -55,6 +55,7 @@ type world struct {
 	gate     gate // around all that managers do
 	level    slog.Level
 	net      *fakeNet
+	vmm      string // which program machines are run by
 }
 
 func newWorld(t testing.TB) *world {
@@ -236,13 +237,18 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 		w.t.Errorf("a second machine is launched in %s", spec.Dir)
 	}
 	w.nextPID++
-	m := &machine{w: w, done: make(chan struct{}), halts: make(chan string, 1), rec: hypervisor.Record{
-		VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
+	m := &machine{w: w, done: make(chan struct{}), halts: make(chan string, 1), memory: spec.MemoryBytes, from: spec.From, paused: spec.From != nil,
+		rec: hypervisor.Record{VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
 	w.machines[spec.Dir] = m
 	if w.halts != "" {
 		m.halts <- w.halts
 	}
 	return m, nil
+}
+
+// Kin is what machines of this world have to have in common.
+func (w *world) Kin(spec hypervisor.MachineSpec) (string, error) {
+	return fmt.Sprint(spec.CPUs, spec.MemoryBytes, spec.Cmdline, len(spec.NICs), w.vmm), nil
 }
 
 func (w *world) Adopt(ctx context.Context, rec hypervisor.Record) (hypervisor.Machine, error) {

@@ -38,13 +38,14 @@ type Suite struct {
 	Initramfs string // see Initramfs
 }
 
-// Run runs the suite. It boots three machines, one after the other.
+// Run runs the suite. It boots four machines, one after the other.
 func (s Suite) Run(t *testing.T) {
 	t.Run("life", s.testLife)
 	t.Run("restart by the guest", s.testRestart)
 	t.Run("kill", s.testKill)
 	t.Run("killed by others", s.testKilledByOthers)
 	t.Run("failed launch", s.testFailedLaunch)
+	t.Run("saved", s.testSaved)
 }
 
 // Bundle finds the kernel and the modules' cpio of the runtime bundle, in

@@ -40,7 +40,7 @@ func arguments(spec hypervisor.MachineSpec, steadyTSC bool) []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-name", machineName(spec.VMID),
-		"-machine", "q35,usb=off,vmport=off,sata=off,smbus=off,smm=off",
+		"-machine", "q35,usb=off,vmport=off,sata=off,smbus=off,smm=off" + memoryBackend(spec),
 		"-accel", accelerator(spec.Accel),
 		"-cpu", cpuModel(spec.Accel, spec.Nested),
 		"-smp", strconv.Itoa(spec.CPUs),
@@ -51,6 +51,9 @@ func arguments(spec hypervisor.MachineSpec, steadyTSC bool) []string {
 		"-no-reboot",
 		// QEMU itself can neither start a program nor gain a privilege once it runs.
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+	}
+	if spec.From != nil {
+		args = append(args, "-object", savedMemory(spec), "-incoming", "defer", "-S")
 	}
 	for i, id := range []string{"monitor", "console", "channel"} {
 		args = append(args, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, firstFD+i))
@@ -63,6 +66,9 @@ func arguments(spec hypervisor.MachineSpec, steadyTSC bool) []string {
 		"-device", "virtio-serial-pci,max_ports=2",
 		"-device", "virtserialport,chardev=channel,name=banger",
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng",
+		// Tells a kernel that goes on from a saved state that it does, so that it takes fresh
+		// random numbers before it runs any program.
+		"-device", "vmgenid,guid=auto",
 		// Disks have a thread of their own, for the main one moves the channel's bytes.
 		"-object", "iothread,id=io",
 	)
@@ -239,6 +245,9 @@ func check(spec hypervisor.MachineSpec) error {
 		if (n.Mode == hypervisor.NICTAP) != (n.TAP != nil) {
 			return invalid("the network device %s has no TAP, or one that it can't use", n.MAC)
 		}
+	}
+	if spec.From != nil {
+		return checkSaved(spec)
 	}
 	return nil
 }

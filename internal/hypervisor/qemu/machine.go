@@ -33,6 +33,9 @@ type machine struct {
 	done    chan struct{} // closed when the process is gone
 	halts   chan string   // why the CPUs have stopped; holds the last reason nobody has read
 
+	migrating sync.Mutex  // held while state is saved or loaded
+	migration chan string // news of that: what QEMU calls its status
+
 	mu       sync.Mutex
 	released bool // handle is closed
 	killed   bool // by Kill
@@ -44,7 +47,7 @@ type machine struct {
 var _ hypervisor.Machine = (*machine)(nil)
 
 func newMachine(rec hypervisor.Record) *machine {
-	m := &machine{record: rec, slot: make(chan struct{}, 1), watched: make(chan struct{}), done: make(chan struct{}), halts: make(chan string, 1)}
+	m := &machine{record: rec, slot: make(chan struct{}, 1), watched: make(chan struct{}), done: make(chan struct{}), halts: make(chan string, 1), migration: make(chan string, 8)}
 	m.held, m.letGo = context.WithCancel(context.Background())
 	return m
 }
@@ -67,6 +70,8 @@ func (m *machine) event(name string, data json.RawMessage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch name {
+	case "MIGRATION":
+		m.migrated(data)
 	case "SHUTDOWN":
 		// What does not decode leaves the reason empty, as if there were no event.
 		_ = json.Unmarshal(data, &m.shutdown)

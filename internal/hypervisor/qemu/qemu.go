@@ -32,6 +32,9 @@ const qemuLog = "qemu.log"
 type Hypervisor struct {
 	binary   string
 	choosing sync.Mutex // held by Choose
+
+	reading sync.Mutex // guards program
+	program program
 }
 
 // New returns a hypervisor that runs the given program: a path or a name to be looked up.
@@ -72,6 +75,15 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 
 	if m.monitor, err = m.dialMonitor(ctx); err != nil {
 		return nil, launchError(ctx, spec, child, err)
+	}
+	if spec.From != nil {
+		u.Push("monitor of machine "+spec.VMID, func(context.Context) error { m.monitor.Close(); return nil })
+		if err := m.load(ctx, spec.From.State); err != nil {
+			if words := lastWords(spec.Dir); words != "" {
+				err = errors.New(words)
+			}
+			return nil, errs.New(errs.Unavailable, "machine %s can't go on from %s", spec.VMID, spec.From.State).Because(err)
+		}
 	}
 	u.Disarm()
 	m.record.Process, m.handle, m.child = child.Process, child.Handle(), child

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxMessage bounds one message from QEMU, in bytes. Those that are asked for here have a
@@ -128,6 +131,15 @@ func (m *monitor) deliver(msg message) {
 // Execute runs a command and decodes its answer into result, unless that is nil. Its
 // error is a *qmpError if QEMU refused.
 func (m *monitor) Execute(ctx context.Context, command string, arguments, result any) error {
+	return m.execute(ctx, command, arguments, result, nil)
+}
+
+// Give hands QEMU a file, which it knows by that name from then on.
+func (m *monitor) Give(ctx context.Context, name string, f *os.File) error {
+	return m.execute(ctx, "getfd", map[string]any{"fdname": name}, nil, f)
+}
+
+func (m *monitor) execute(ctx context.Context, command string, arguments, result any, file *os.File) error {
 	answer := make(chan message, 1)
 	m.mu.Lock()
 	m.next++
@@ -150,7 +162,7 @@ func (m *monitor) Execute(ctx context.Context, command string, arguments, result
 	}
 	// A few hundred bytes always have room in the socket, so this can't block for long. A
 	// failure is that of the connection, which the reader reports.
-	_, _ = m.conn.Write(append(request, '\n'))
+	_ = m.write(append(request, '\n'), file)
 	select {
 	case msg := <-answer:
 		if msg.Error != nil {
@@ -168,6 +180,16 @@ func (m *monitor) Execute(ctx context.Context, command string, arguments, result
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %w", command, ctx.Err())
 	}
+}
+
+func (m *monitor) write(line []byte, file *os.File) error {
+	unixConn, ok := m.conn.(*net.UnixConn)
+	if file == nil || !ok {
+		_, err := m.conn.Write(line)
+		return err
+	}
+	_, _, err := unixConn.WriteMsgUnix(line, unix.UnixRights(int(file.Fd())), nil)
+	return err
 }
 
 // Done is closed once the connection has ended and every event has been delivered.

@@ -4,8 +4,10 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -16,6 +18,9 @@ import (
 )
 
 const moduleList = "/banger/modules"
+
+// filled is memory that the host has asked to be filled.
+var filled []byte
 
 func main() {
 	if err := run(); err != nil {
@@ -152,6 +157,16 @@ func serve(p *port) error {
 			}
 			text, _, _ := strings.Cut(string(b), "\n")
 			fmt.Fprintln(p, text, err)
+		case "fill": // that many MiB of memory, with what depends on the second word
+			size, seed, _ := strings.Cut(arg, " ")
+			n, _ := strconv.Atoi(size)
+			filled = bytes.Repeat([]byte(seed+"-"), n<<20/(len(seed)+1))
+			fmt.Fprintln(p, "ok")
+		case "sum": // of the memory that was filled
+			fmt.Fprintf(p, "%x\n", crc32.ChecksumIEEE(filled))
+		case "forget":
+			clear(filled)
+			fmt.Fprintln(p, "ok")
 		case "cmdline":
 			b, _ := os.ReadFile("/proc/cmdline")
 			p.Write(b)
