@@ -256,7 +256,19 @@ func (c *Client) Image(ctx context.Context, name string) (i Image, err error) {
 	return i, c.call(ctx, "GET", "/v1/images/"+segment(name), nil, &i)
 }
 
-// RemoveImage deletes an image that no VM uses.
+// TagImage lets a name mean an image.
+func (c *Client) TagImage(ctx context.Context, req TagImage) error {
+	return c.call(ctx, "POST", "/v1/images/tag", req, nil)
+}
+
+// PruneImages removes the images that no name means and no VM uses, or with dry only lists
+// them.
+func (c *Client) PruneImages(ctx context.Context, dry bool) (images []Image, err error) {
+	return images, c.call(ctx, "POST", "/v1/images/prune?dry="+strconv.FormatBool(dry), nil, &images)
+}
+
+// RemoveImage takes a name of an image away, and with the last one the image, which no VM
+// may use. With a digest it takes all names away.
 func (c *Client) RemoveImage(ctx context.Context, name string) error {
 	return c.call(ctx, "DELETE", "/v1/images/"+segment(name), nil, nil)
 }

@@ -117,19 +117,57 @@ type RestartVM struct {
 	StartVM
 }
 
-// Image is a root filesystem that VMs share as their base.
+// Image is a root filesystem that VMs share as their base. It is never changed: a name may
+// come to mean another image.
 type Image struct {
-	Name           string    `json:"name"`
-	Distribution   string    `json:"distribution"`
-	Release        string    `json:"release"`
-	VirtualBytes   int64     `json:"virtual_bytes"`
-	AllocatedBytes int64     `json:"allocated_bytes"`
-	SHA256         string    `json:"sha256"`
-	ManifestHash   string    `json:"manifest_hash" doc:"Of the package manifest it was built from"`
-	Packages       []Package `json:"packages,omitempty" doc:"Given by inspect only"`
-	Path           string    `json:"path"`
-	BuiltAt        time.Time `json:"built_at"`
-	UsedBy         []string  `json:"used_by" doc:"Names of the VMs whose disks are based on it"`
+	Name           string       `json:"name" doc:"By which it was made or asked for: repository, or repository:tag"`
+	Names          []string     `json:"names" doc:"That mean it now"`
+	Title          string       `json:"title" doc:"A reference for people: a name that means it, or its digest"`
+	Digest         string       `json:"digest" doc:"sha256:… of its manifest.json; means it for good"`
+	ReadOnly       bool         `json:"read_only" doc:"It is part of the runtime bundle"`
+	Distribution   string       `json:"distribution"`
+	Release        string       `json:"release"`
+	Init           string       `json:"init" doc:"Path in the image; empty: it has none"`
+	VirtualBytes   int64        `json:"virtual_bytes"`
+	AllocatedBytes int64        `json:"allocated_bytes"`
+	SHA256         string       `json:"sha256" doc:"Of the filesystem's file"`
+	ManifestHash   string       `json:"manifest_hash" doc:"Of the package manifest it was built from"`
+	Phases         []ImagePhase `json:"phases,omitempty" doc:"Of its build"`
+	Source         string       `json:"source,omitempty" doc:"Where it is from, if it was not built"`
+	Base           *ImageBase   `json:"base,omitempty" doc:"The image that it was made of"`
+	Script         string       `json:"script,omitempty" doc:"SHA-256 of what was run in the base to make it"`
+	Config         *ImageConfig `json:"config,omitempty" doc:"Of a container image"`
+	Packages       []Package    `json:"packages,omitempty" doc:"Given by inspect only"`
+	Path           string       `json:"path"`
+	BuiltAt        time.Time    `json:"built_at"`
+	UsedBy         []string     `json:"used_by" doc:"Names of the VMs whose disks are based on it"`
+}
+
+// ImagePhase is a step of an image's build.
+type ImagePhase struct {
+	Name string `json:"name"`
+	Hash string `json:"hash" doc:"Of its input and that of all before it"`
+}
+
+// ImageBase is the image that another was made of, as it was called then.
+type ImageBase struct {
+	Name   string `json:"name"`
+	Digest string `json:"digest"`
+}
+
+// ImageConfig is what a container image says of the program in it.
+type ImageConfig struct {
+	Entrypoint []string `json:"entrypoint,omitempty"`
+	Cmd        []string `json:"cmd,omitempty"`
+	Env        []string `json:"env,omitempty"`
+	User       string   `json:"user,omitempty"`
+	WorkDir    string   `json:"workdir,omitempty"`
+}
+
+// TagImage asks that a name mean an image.
+type TagImage struct {
+	Image string `json:"image" doc:"A reference to it"`
+	Name  string `json:"name"`
 }
 
 // Package is an installed package of an image.

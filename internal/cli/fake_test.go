@@ -339,7 +339,7 @@ func (f *fake) logs(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))) {
-	image := api.Image{Name: "debian", Distribution: "debian", Release: "12\x1b[2J", VirtualBytes: 4 << 30, AllocatedBytes: 300 << 20, BuiltAt: time.Now()}
+	image := api.Image{Name: "debian", Names: []string{"debian", "base:1"}, Title: "debian", Digest: "sha256:0123456789abcdef", Distribution: "debian", Release: "12\x1b[2J", VirtualBytes: 4 << 30, AllocatedBytes: 300 << 20, BuiltAt: time.Now()}
 	kernel := api.Kernel{Name: "debian", Version: "6.1.0", Arch: "x86_64", Bytes: 40 << 20, Modules: true, CreatedAt: time.Now(), UsedBy: []string{"a", "b"}}
 	byName := func(r *http.Request, what string) *api.Error {
 		if n := r.PathValue("name"); n != "debian" {
@@ -349,6 +349,15 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 	}
 	handle("GET /v1/images", func(*http.Request) (any, *api.Error) { return []api.Image{image}, nil })
 	handle("GET /v1/images/{name}", func(r *http.Request) (any, *api.Error) { return image, byName(r, "image") })
+	handle("POST /v1/images/tag", func(r *http.Request) (any, *api.Error) {
+		var req api.TagImage
+		json.NewDecoder(r.Body).Decode(&req)
+		f.note("tag %s %s", req.Image, req.Name)
+		return nil, nil
+	})
+	handle("POST /v1/images/prune", func(r *http.Request) (any, *api.Error) {
+		return []api.Image{{Title: "debian@sha256:aa\x1b", AllocatedBytes: 3 << 20}}, nil
+	})
 	handle("DELETE /v1/images/{name}", func(r *http.Request) (any, *api.Error) { return nil, byName(r, "image") })
 	handle("GET /v1/kernels", func(*http.Request) (any, *api.Error) { return []api.Kernel{kernel}, nil })
 	handle("DELETE /v1/kernels/{name}", func(r *http.Request) (any, *api.Error) { return nil, byName(r, "kernel") })

@@ -30,17 +30,71 @@ func (a *app) imageCommand() *cobra.Command {
 			},
 		},
 		removeCommand(a, "image", (*api.Client).RemoveImage),
+		&cobra.Command{
+			Use:   "tag IMAGE NAME",
+			Short: "Let a name mean an image",
+			Long: `Let a name mean an image, which keeps those that it has. A name is REPOSITORY or REPOSITORY:TAG;
+what it meant before stays as long as a VM uses it, and until banger image prune.`,
+			Example: "  banger image tag debian base:1",
+			Args:    args(2, 2, "an image and a name for it"),
+			RunE: func(cmd *cobra.Command, given []string) error {
+				client, err := a.connect(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return client.TagImage(cmd.Context(), api.TagImage{Image: given[0], Name: given[1]})
+			},
+		},
+		a.imagePruneCommand(),
 	)
 	return cmd
 }
 
+func (a *app) imagePruneCommand() *cobra.Command {
+	var dry bool
+	cmd := &cobra.Command{
+		Use:     "prune",
+		Short:   "Remove the images that no name means and no VM uses",
+		Example: "  banger image prune",
+		Args:    args(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			images, err := client.PruneImages(cmd.Context(), dry)
+			var bytes int64
+			for _, i := range images {
+				a.print("%s\n", shown(i.Title))
+				bytes += i.AllocatedBytes
+			}
+			if err == nil && !dry {
+				a.note("%s freed", bytesText(bytes))
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVarP(&dry, "dry-run", "n", false, "only list them")
+	return cmd
+}
+
 func imageRows(images []api.Image) [][]string {
-	rows := [][]string{{"NAME", "SYSTEM", "DISK", "SIZE", "BUILT", "USED BY"}}
+	rows := [][]string{{"NAME", "DIGEST", "SYSTEM", "DISK", "SIZE", "BUILT", "USED BY"}}
 	for _, i := range images {
-		rows = append(rows, []string{i.Name, strings.TrimSpace(i.Distribution + " " + i.Release), bytesText(i.AllocatedBytes),
+		names := i.Names
+		if len(names) == 0 {
+			names = []string{i.Title}
+		}
+		rows = append(rows, []string{strings.Join(names, ","), shortDigest(i.Digest), strings.TrimSpace(i.Distribution + " " + i.Release), bytesText(i.AllocatedBytes),
 			bytesText(i.VirtualBytes), ago(time.Since(i.BuiltAt)), strings.Join(i.UsedBy, ",")})
 	}
 	return rows
+}
+
+// shortDigest is enough of a digest to tell images apart, and to refer to one after "sha256:".
+func shortDigest(digest string) string {
+	hex := strings.TrimPrefix(digest, "sha256:")
+	return hex[:min(len(hex), 12)]
 }
 
 // listCommand is the ls of a noun other than a VM.

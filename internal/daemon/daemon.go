@@ -86,7 +86,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}
 	d.vmm = newVMM(filepath.Join(state, "cache"))
 	d.ops = op.NewRegistry(run)
-	d.library = &library{state: state, resolve: d.bundle, target: d.bundleTarget}
+	d.library = newLibrary(state, d.bundle, d.bundleTarget)
 	memory, err := host.MemoryBytes()
 	if err != nil {
 		return nil, err

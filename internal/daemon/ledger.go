@@ -27,7 +27,7 @@ func (l *library) DiskUses(ctx context.Context) ([]api.DiskUse, error) {
 	uses, allocated := []api.DiskUse{}, map[string]int64{}
 	for _, i := range images {
 		allocated[i.Path] = i.AllocatedBytes
-		uses = append(uses, artefact("image", i.Name, i.AllocatedBytes, i.UsedBy))
+		uses = append(uses, artefact("image", i.Title, i.AllocatedBytes, i.UsedBy))
 	}
 	for _, k := range kernels {
 		bytes, err := allocatedIn(k.Path)

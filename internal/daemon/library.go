@@ -21,6 +21,7 @@ import (
 // is read-only but for its builds, and those that live in the state directory.
 type library struct {
 	state    string
+	images   *image.Store
 	resolve  func() (runtimedir.Bundle, error)
 	target   func() (runtimedir.Bundle, error) // where a bundle would be built
 	vms      *vm.Manager                       // who uses what
@@ -28,22 +29,21 @@ type library struct {
 	making   sync.RWMutex // held for reading while an image or a kernel is being made
 }
 
+func newLibrary(state string, resolve, target func() (runtimedir.Bundle, error)) *library {
+	l := &library{state: state, resolve: resolve, target: target}
+	l.images = image.NewStore(filepath.Join(state, "images"), func() (string, error) {
+		b, err := resolve()
+		return b.ImagesDir(), err
+	})
+	return l
+}
+
 func (l *library) ownKernels() string { return filepath.Join(l.state, "kernels") }
-func (l *library) ownImages() string  { return filepath.Join(l.state, "images") }
 
 func (l *library) initramfsCache() string { return filepath.Join(l.state, "cache", "initramfs") }
 
-// imageRoots returns the directories to look for images in, the state's first, and why
+// kernelRoots returns the directories to look for kernels in, the state's first, and why
 // there is no bundle among them, which is told only where something was not found.
-func (l *library) imageRoots() (roots []string, noBundle error) {
-	b, err := l.resolve()
-	if err != nil {
-		return []string{l.ownImages()}, err
-	}
-	return []string{l.ownImages(), b.ImagesDir()}, nil
-}
-
-// kernelRoots is imageRoots for kernels.
 func (l *library) kernelRoots() (roots []string, noBundle error) {
 	b, err := l.resolve()
 	if err != nil {
@@ -61,11 +61,7 @@ func missing(err, noBundle error) error {
 }
 
 // Image implements vm.Images.
-func (l *library) Image(name string) (image.Image, error) {
-	roots, noBundle := l.imageRoots()
-	i, err := image.Get(name, roots...)
-	return i, missing(err, noBundle)
-}
+func (l *library) Image(reference string) (image.Image, error) { return l.images.Get(reference) }
 
 // Kernel implements vm.Kernels.
 func (l *library) Kernel(name string) (kernel.Kernel, error) {
@@ -83,79 +79,19 @@ func (l *library) Initramfs(ctx context.Context, k kernel.Kernel) (string, error
 	return kernel.Initramfs(ctx, k, agent, l.initramfsCache())
 }
 
-// users returns the names of the VMs whose spec uses matches.
-func (l *library) users(ctx context.Context) (images, kernels map[string][]string, err error) {
-	vms, err := l.vms.List(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	images, kernels = map[string][]string{}, map[string][]string{}
-	for _, v := range vms {
-		images[v.Spec.Image] = append(images[v.Spec.Image], v.Name)
-		kernels[v.Spec.Kernel] = append(kernels[v.Spec.Kernel], v.Name)
-	}
-	return images, kernels, nil
-}
-
-func (l *library) Images(ctx context.Context) ([]api.Image, error) {
-	roots, _ := l.imageRoots() // without a bundle the list is shorter
-	all, err := image.List(roots...)
-	if err != nil {
-		return nil, err
-	}
-	used, _, err := l.users(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]api.Image, 0, len(all))
-	for _, i := range all {
-		out = append(out, showImage(i, used[i.Name]))
-	}
-	return out, nil
-}
-
-func showImage(i image.Image, usedBy []string) api.Image {
-	return api.Image{
-		Name: i.Name, Distribution: i.Distribution, Release: i.Release, VirtualBytes: i.VirtualBytes,
-		AllocatedBytes: i.AllocatedBytes, SHA256: i.SHA256, ManifestHash: i.ManifestHash, Path: i.Path,
-		BuiltAt: i.BuiltAt, UsedBy: append([]string{}, usedBy...),
-	}
-}
-
-func (l *library) ImageInfo(ctx context.Context, name string) (api.Image, error) {
-	i, err := l.Image(name)
-	if err != nil {
-		return api.Image{}, err
-	}
-	used, _, err := l.users(ctx)
-	if err != nil {
-		return api.Image{}, err
-	}
-	out := showImage(i, used[name])
-	for _, p := range i.Packages {
-		out.Packages = append(out.Packages, api.Package{Name: p.Name, Version: p.Version})
-	}
-	return out, nil
-}
-
-func (l *library) RemoveImage(ctx context.Context, name string) error {
-	i, err := l.Image(name)
-	if err != nil {
-		return err
-	}
-	return l.vms.Unused(ctx, "image "+name, func(s vm.Spec) bool { return s.Image == name },
-		func() error { return image.Remove(filepath.Dir(i.Dir), name) })
-}
-
 func (l *library) Kernels(ctx context.Context) ([]api.Kernel, error) {
 	roots, _ := l.kernelRoots() // without a bundle the list is shorter
 	all, err := kernel.List(roots...)
 	if err != nil {
 		return nil, err
 	}
-	_, used, err := l.users(ctx)
+	vms, err := l.vms.List(ctx)
 	if err != nil {
 		return nil, err
+	}
+	used := map[string][]string{}
+	for _, v := range vms {
+		used[v.Spec.Kernel] = append(used[v.Spec.Kernel], v.Name)
 	}
 	out := make([]api.Kernel, 0, len(all))
 	for _, k := range all {
@@ -187,7 +123,7 @@ func (l *library) RemoveKernel(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return l.vms.Unused(ctx, "kernel "+name, func(s vm.Spec) bool { return s.Kernel == name },
+	return l.vms.Unused(ctx, "kernel "+name, func(v vm.VM) bool { return v.Spec.Kernel == name },
 		func() error { return kernel.Remove(filepath.Dir(k.Dir), name) })
 }
 
@@ -216,7 +152,7 @@ func (l *library) BuildRuntime(ctx context.Context, o *op.Operation, req api.Bui
 	if !req.Force {
 		return build()
 	}
-	return l.vms.Unused(ctx, "the runtime bundle", func(vm.Spec) bool { return true }, build)
+	return l.vms.Unused(ctx, "the runtime bundle", func(vm.VM) bool { return true }, build)
 }
 
 // Detail says what the library holds, for the doctor.
@@ -235,7 +171,7 @@ func (l *library) detail(ctx context.Context) (string, error) {
 	}
 	var names []string
 	for _, i := range images {
-		names = append(names, i.Name)
+		names = append(names, i.Title)
 	}
 	return fmt.Sprintf("%s (%s): %d kernels; images %s", b.Dir, b.Rule, len(kernels), strings.Join(names, ", ")), nil
 }

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"banger/api"
 	"banger/internal/errs"
 	"banger/internal/guest/embedded"
-	"banger/internal/image"
 	"banger/internal/image/shelf"
 	"banger/internal/kernel"
 )
@@ -18,7 +18,7 @@ import (
 // Verify reads every image and kernel and tells of each whether it still is what it was
 // when it was made.
 func (l *library) Verify(ctx context.Context, yield func(api.Verdict) bool) {
-	images, err := image.List(first(l.imageRoots())...)
+	images, err := l.images.List()
 	if err != nil {
 		yield(api.Verdict{What: "images", Problem: err.Error(), Hint: errs.HintOf(err)})
 		return
@@ -30,7 +30,7 @@ func (l *library) Verify(ctx context.Context, yield func(api.Verdict) bool) {
 	}
 	var files []checked
 	for _, i := range images {
-		files = append(files, checked{"image " + i.Name, i.Path, i.SHA256})
+		files = append(files, checked{"image " + i.Title(), i.Path, i.SHA256})
 	}
 	for _, k := range kernels {
 		files = append(files, checked{"kernel " + k.Name, k.Vmlinux, k.SHA256})
@@ -74,13 +74,15 @@ func (l *library) Prune(ctx context.Context, dry bool) ([]api.File, error) {
 	}
 	if l.making.TryLock() { // otherwise the stages that there are may be in use
 		defer l.making.Unlock()
-		for _, root := range []string{l.ownImages(), l.ownKernels()} {
-			left, err := shelf.Leftovers(root)
-			if err != nil {
-				return nil, err
-			}
-			paths = append(paths, left...)
+		images, err := l.images.Leftovers()
+		if err != nil {
+			return nil, err
 		}
+		kernels, err := shelf.Leftovers(l.ownKernels())
+		if err != nil {
+			return nil, err
+		}
+		paths = slices.Concat(paths, images, kernels)
 	}
 	files := []api.File{}
 	for _, path := range paths {

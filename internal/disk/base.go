@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,16 @@ func (b Base) Check() error {
 		}
 	}
 	return nil
+}
+
+// ReadsFrom tells whether the base, or one that lies below it, has its file in dir.
+func (b Base) ReadsFrom(dir string) bool {
+	for x := &b; x != nil; x = x.On {
+		if filepath.Dir(x.Path) == dir {
+			return true
+		}
+	}
+	return false
 }
 
 // Open opens the base's file for reading once it has passed the same checks as in Check.

@@ -67,7 +67,7 @@ func build(ctx context.Context, etc, root string, m Manifest, replace bool, prog
 	if err = errors.Join(err, stage.Discard()); err != nil {
 		return Image{}, b.explain(ctx, err)
 	}
-	return img.at(dir), nil
+	return load(dir)
 }
 
 type builder struct {
@@ -105,21 +105,34 @@ func (b *builder) build(ctx context.Context) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	return seal(ctx, b.stage.Dir, path, Image{
+		Name: b.m.Name, ManifestHash: b.m.Hash(), Packages: packages,
+		Distribution: b.m.Distribution, Release: b.m.Release, Init: b.m.Init,
+	}, b.progress)
+}
+
+// seal moves the filesystem at path, which nobody writes to any more, to its place in dir,
+// and returns i with what is to be known of it. It is on disk then.
+func seal(ctx context.Context, dir, path string, i Image, progress Progress) (_ Image, err error) {
 	if err := os.Chmod(path, 0o444); err != nil {
 		return Image{}, err
 	}
-	sum, _, err := shelf.Checksum(ctx, path, func(done, total int64) { b.progress("checksum", done, total) })
+	i.SHA256, i.VirtualBytes, err = shelf.Checksum(ctx, path, func(done, total int64) { progress("checksum", done, total) })
 	if err != nil {
 		return Image{}, err
 	}
-	allocated, err := shelf.Allocated(path)
+	if i.AllocatedBytes, err = shelf.Allocated(path); err != nil {
+		return Image{}, err
+	}
+	f, err := os.Open(path)
 	if err != nil {
 		return Image{}, err
 	}
-	return Image{
-		Name: b.m.Name, SHA256: sum, VirtualBytes: b.m.Bytes, AllocatedBytes: allocated, ManifestHash: b.m.Hash(), Packages: packages,
-		Distribution: b.m.Distribution, Release: b.m.Release, Init: b.m.Init, BuiltAt: time.Now().UTC().Truncate(time.Second),
-	}, os.Rename(path, filepath.Join(b.stage.Dir, rootfsFile(sum)))
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return Image{}, err
+	}
+	i.BuiltAt = time.Now().UTC().Truncate(time.Second)
+	return i, os.Rename(path, filepath.Join(dir, rootfsFile(i.SHA256)))
 }
 
 // install makes a tar of the packages as mmdebstrap installs them.

@@ -115,7 +115,7 @@ func TestBuildTiny(t *testing.T) {
 	if _, err := Build(t.Context(), root, m, quiet); errs.KindOf(err) != errs.Conflict {
 		t.Errorf("built twice: %v", err)
 	}
-	if err := Remove(root, "tiny"); err != nil {
+	if err := images.Remove(root, "tiny"); err != nil {
 		t.Fatal(err)
 	}
 	nothingLeft(t, root)

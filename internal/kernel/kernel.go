@@ -286,7 +286,7 @@ func Remove(root, name string) error { return kernels.Remove(root, name) }
 
 func load(dir string) (Kernel, error) {
 	var k Kernel
-	err := kernels.Load(dir, &k)
+	_, err := kernels.Load(dir, &k)
 	return k.at(dir), err
 }
 

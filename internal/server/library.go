@@ -24,7 +24,18 @@ func (s *Server) libraryRoutes(a huma.API) {
 			image, err := s.Library.ImageInfo(ctx, in.Name)
 			return &reply[api.Image]{image}, toAPI(err)
 		})
-	huma.Register(a, route("DELETE", "/v1/images/{name}", "remove-image", "Remove an image that no VM uses"),
+	huma.Register(a, route("POST", "/v1/images/tag", "tag-image", "Let a name mean an image"),
+		func(ctx context.Context, in *struct{ Body api.TagImage }) (*none, error) {
+			return nil, toAPI(s.Library.TagImage(ctx, in.Body.Image, in.Body.Name))
+		})
+	huma.Register(a, route("POST", "/v1/images/prune", "prune-images", "Remove the images that no name means and no VM uses"),
+		func(ctx context.Context, in *struct {
+			Dry bool `query:"dry" doc:"Only list them"`
+		}) (*reply[[]api.Image], error) {
+			images, err := s.Library.PruneImages(ctx, in.Dry)
+			return &reply[[]api.Image]{images}, toAPI(err)
+		})
+	huma.Register(a, route("DELETE", "/v1/images/{name}", "remove-image", "Remove a name of an image, and with its last one the image, which no VM may use"),
 		func(ctx context.Context, in *ByName) (*none, error) {
 			return nil, toAPI(s.Library.RemoveImage(ctx, in.Name))
 		})

@@ -21,7 +21,9 @@ import (
 type Library interface {
 	Images(ctx context.Context) ([]api.Image, error)
 	ImageInfo(ctx context.Context, name string) (api.Image, error)
-	RemoveImage(ctx context.Context, name string) error
+	TagImage(ctx context.Context, reference, name string) error
+	RemoveImage(ctx context.Context, reference string) error
+	PruneImages(ctx context.Context, dry bool) ([]api.Image, error)
 	Kernels(ctx context.Context) ([]api.Kernel, error)
 	ImportKernel(ctx context.Context, o *op.Operation, req api.ImportKernel) error
 	RemoveKernel(ctx context.Context, name string) error

@@ -133,7 +133,7 @@ func (m *Manager) lock(ctx context.Context, id, doing string) (VM, func(), error
 
 // Unused calls remove while no VM can come to depend on the image or kernel that uses
 // asks about. errs.Conflict, naming the VMs, if some do.
-func (m *Manager) Unused(ctx context.Context, what string, uses func(Spec) bool, remove func() error) error {
+func (m *Manager) Unused(ctx context.Context, what string, uses func(VM) bool, remove func() error) error {
 	m.artefacts.Lock()
 	defer m.artefacts.Unlock()
 	vms, err := m.Store.List(ctx)
@@ -142,7 +142,7 @@ func (m *Manager) Unused(ctx context.Context, what string, uses func(Spec) bool,
 	}
 	var users []string
 	for _, v := range vms {
-		if uses(v.Spec) {
+		if uses(v) {
 			users = append(users, v.Name)
 		}
 	}

@@ -425,11 +425,11 @@ func TestUnusedNamesTheUsers(t *testing.T) {
 	}
 	removed := false
 	remove := func() error { removed = true; return nil }
-	err := m.Unused(t.Context(), "image tiny", func(s vm.Spec) bool { return s.Image == "tiny" }, remove)
+	err := m.Unused(t.Context(), "image tiny", func(v vm.VM) bool { return v.Spec.Image == "tiny" }, remove)
 	if errs.KindOf(err) != errs.Conflict || !strings.Contains(err.Error(), "in use by web") || removed {
 		t.Errorf("got %v, removed: %v", err, removed)
 	}
-	if err := m.Unused(t.Context(), "image x", func(s vm.Spec) bool { return s.Image == "x" }, remove); err != nil || !removed {
+	if err := m.Unused(t.Context(), "image x", func(v vm.VM) bool { return v.Spec.Image == "x" }, remove); err != nil || !removed {
 		t.Errorf("got %v, removed: %v", err, removed)
 	}
 }

@@ -195,17 +195,17 @@ func (s Shelf) Find(name string, roots ...string) (string, error) {
 	return "", errs.New(errs.NotFound, "there is no %s %s", s.Kind, name).Try("banger %s ls lists those there are", s.Kind)
 }
 
-// Load reads the record of the item in dir into v.
-func (s Shelf) Load(dir string, v any) error {
+// Load reads the record of the item in dir into v, and returns its bytes.
+func (s Shelf) Load(dir string, v any) ([]byte, error) {
 	b, err := os.ReadFile(filepath.Join(dir, s.Record))
 	if err == nil {
 		err = json.Unmarshal(b, v)
 	}
 	if err != nil {
-		return errs.New(errs.Internal, "the record of %s %s is damaged", s.Kind, filepath.Base(dir)).Because(err).
+		return nil, errs.New(errs.Internal, "the record of %s %s is damaged", s.Kind, filepath.Base(dir)).Because(err).
 			Try("remove %s and make it again", dir)
 	}
-	return nil
+	return b, nil
 }
 
 // Remove takes the item off the shelf root. errs.NotFound if it is not there.
@@ -231,17 +231,21 @@ func (s Shelf) taken(name string) error {
 	return errs.New(errs.Conflict, "%s %s exists already", s.Kind, name).Try("choose another name, or remove it: banger %s rm %s", s.Kind, name)
 }
 
-// checkName wants a DNS label: 1 to 63 of a-z, 0-9 and "-", which neither begins nor ends it.
 func (s Shelf) checkName(name string) error {
+	if !IsName(name) {
+		return errs.New(errs.Invalid, "no %s can be called %q", s.Kind, name).Try("use 1 to 63 of a-z, 0-9 and -, with no - at either end")
+	}
+	return nil
+}
+
+// IsName wants a DNS label: 1 to 63 of a-z, 0-9 and "-", which neither begins nor ends it.
+func IsName(name string) bool {
 	ok := len(name) >= 1 && len(name) <= 63 && name[0] != '-' && name[len(name)-1] != '-'
 	for i := 0; ok && i < len(name); i++ {
 		c := name[i]
 		ok = c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-'
 	}
-	if !ok {
-		return errs.New(errs.Invalid, "no %s can be called %q", s.Kind, name).Try("use 1 to 63 of a-z, 0-9 and -, with no - at either end")
-	}
-	return nil
+	return ok
 }
 
 func syncDir(dir string) error {

@@ -64,7 +64,7 @@ func TestItems(t *testing.T) {
 		t.Fatal(err)
 	}
 	var v thing
-	if err := things.Load(dir, &v); err != nil || v.Colour != "green" {
+	if _, err := things.Load(dir, &v); err != nil || v.Colour != "green" {
 		t.Errorf("b is %q (%v), and the earlier root's is green", v.Colour, err)
 	}
 	if _, err := things.Begin(mine, "b", false); errs.KindOf(err) != errs.Conflict {
@@ -132,7 +132,7 @@ func TestReplace(t *testing.T) {
 			t.Fatal(err)
 		}
 		var v thing
-		if err := things.Load(dir, &v); err != nil || v.Colour == colour {
+		if _, err := things.Load(dir, &v); err != nil || v.Colour == colour {
 			t.Errorf("before the commit: %v, %v", v, err)
 		}
 		if _, err := st.Commit(thing{colour}); err != nil {
@@ -141,7 +141,7 @@ func TestReplace(t *testing.T) {
 		if err := st.Discard(); err != nil {
 			t.Fatal(err)
 		}
-		if err := things.Load(dir, &v); err != nil || v.Colour != colour {
+		if _, err := things.Load(dir, &v); err != nil || v.Colour != colour {
 			t.Errorf("after the commit: %v, %v", v, err)
 		}
 	}
@@ -175,7 +175,7 @@ func TestDamagedRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	var v thing
-	if err := things.Load(dir, &v); err == nil || errs.HintOf(err) == "" {
+	if _, err := things.Load(dir, &v); err == nil || errs.HintOf(err) == "" {
 		t.Errorf("a damaged record: %v", err)
 	}
 }
