@@ -45,6 +45,9 @@ build-faults: ## build the programs that can be told to fail or die at any step,
 runtime: deps build ## build what the runtime bundle in ./runtime lacks
 	@$(SCRATCH) $(BIN)/banger runtime build; status=$$?; $(SCRATCH) $(BIN)/banger daemon stop; exit $$status
 
+lab-image: deps build ## build the lab's image, which takes a minute
+	go run ./e2e/lab image
+
 lab: deps build ## boot the lab, a VM that is a whole host, to work in
 	go run ./e2e/lab up
 
@@ -61,4 +64,4 @@ clean: ## remove what was built, but not the runtime bundle
 	@[ ! -x $(BIN)/banger ] || go run ./e2e/lab down
 	rm -rf build $(AGENT)
 
-.PHONY: help demo test test-long check deps build build-faults runtime lab test-lab bench bench-long clean
+.PHONY: help demo test test-long check deps build build-faults runtime lab-image lab test-lab bench bench-long clean

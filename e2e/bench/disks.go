@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -126,79 +125,6 @@ func mountBtrfs(scratch string) (dir string, unmount func() error, err error) {
 		return "", nil, fmt.Errorf("mount btrfs: %w", err)
 	}
 	return dir, func() error { return unix.Unmount(dir, 0) }, nil
-}
-
-// guestIO measures what the overlay costs a guest, against a raw file in the same guest.
-func guestIO(b *bench) ([]Figure, error) {
-	program := filepath.Join(b.scratch, "guestio")
-	if _, err := b.command("env", "CGO_ENABLED=0", "go", "build", "-o", program, "./e2e/bench/guestio"); err != nil {
-		return nil, err
-	}
-	for _, driver := range []string{"qcow2", "copy"} {
-		if _, err := b.banger("run", "-d", "--image", "tiny", "--disk", "4G", "--disk-driver", driver, "--name", driver); err != nil {
-			return nil, err
-		}
-		if _, err := b.banger("cp", program, driver+":/root/guestio"); err != nil {
-			return nil, err
-		}
-	}
-	const bytes, randomBytes, n = 256 << 20, 32 << 20, 5
-	var write, read [2][]float64
-	for i := range n {
-		for side, driver := range []string{"qcow2", "copy"} {
-			file := fmt.Sprintf("/root/file-%d", i) // each time on blocks that are new
-			s, err := b.guestio(driver, "seq-write", file, bytes)
-			if err != nil {
-				return nil, err
-			}
-			write[side] = append(write[side], s)
-			if i == 0 { // what is read at random has to be there
-				if _, err := b.guestio(driver, "seq-write", "/root/whole", 512<<20); err != nil {
-					return nil, err
-				}
-			}
-			if s, err = b.guestio(driver, "rand-read", "/root/whole", randomBytes); err != nil {
-				return nil, err
-			}
-			read[side] = append(read[side], s)
-		}
-	}
-	amplification, err := b.amplification("qcow2")
-	if err != nil {
-		return nil, err
-	}
-	rate := func(bytes int, s []float64) float64 { return float64(bytes) / (1 << 20) / median(s) }
-	note := "%.0f MiB/s against %.0f MiB/s of a raw file, in the same guest"
-	_, err = b.banger("rm", "-f", "qcow2", "copy")
-	return []Figure{
-		amplification,
-		{"seq_write_ratio", median(write[1]) / median(write[0]), "ratio", n, 1, fmt.Sprintf(note, rate(bytes, write[0]), rate(bytes, write[1]))},
-		{"rand_read_ratio", median(read[1]) / median(read[0]), "ratio", n, 1, fmt.Sprintf(note, rate(randomBytes, read[0]), rate(randomBytes, read[1]))},
-	}, err
-}
-
-// guestio runs the program of that name in a VM and returns the seconds that it took.
-func (b *bench) guestio(vm, what, file string, bytes int) (float64, error) {
-	out, err := b.banger("exec", vm, "--", "/root/guestio", what, file, strconv.Itoa(bytes))
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseFloat(strings.TrimSpace(out), 64)
-}
-
-// amplification is the bytes that the host allocates for each byte of random first writes.
-func (b *bench) amplification(name string) (Figure, error) {
-	const bytes = 64 << 20
-	before, err := b.vm(name)
-	if err != nil {
-		return Figure{}, err
-	}
-	if _, err := b.guestio(name, "rand-write", "/root/random", bytes); err != nil {
-		return Figure{}, err
-	}
-	after, err := b.vm(name)
-	grown := float64(after.Disk.AllocatedBytes - before.Disk.AllocatedBytes)
-	return Figure{"first_write_amplification", grown / bytes, "ratio", 1, 1, "bytes allocated for each byte of 64 MiB of 4k random first writes in a guest, qcow2"}, err
 }
 
 // manyDisks measures what the disks of 30 VMs take once each has booted.

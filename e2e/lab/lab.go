@@ -115,6 +115,9 @@ func (l *lab) up(ctx context.Context) error {
 
 // buildImage makes what the lab and the VMs in it are started from.
 func (l *lab) buildImage(ctx context.Context) error {
+	if err := os.MkdirAll(l.state, 0o700); err != nil {
+		return err
+	}
 	manifest, err := image.BuiltIn(imageName)
 	if err != nil {
 		return err
@@ -149,6 +152,12 @@ func (l *lab) down() error {
 			return err
 		}
 	}
+	return l.stopDaemon()
+}
+
+func (l *lab) stopDaemon() error {
+	ctx, cancel := context.WithTimeout(context.Background(), downLimit)
+	defer cancel()
 	return l.command(ctx, "daemon", "stop")
 }
 

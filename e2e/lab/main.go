@@ -1,7 +1,8 @@
 // Command lab runs tests on a host that this one need not be: a VM of banger's own, with
 // systemd, device-mapper, vsock, nftables and, by nested virtualization, KVM.
 //
-//	lab up                   build what is missing and boot the lab, if it does not run
+//	lab image                build the lab's image, if it is missing
+//	lab up                   that, and boot the lab, if it does not run
 //	lab test [-keep] [NAME…] run the suites, or those whose package begins so, in a fresh lab
 //	lab down                 remove the lab
 //
@@ -31,7 +32,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: lab up | test [-keep] [NAME…] | down")
+var errUsage = errors.New("usage: lab image | up | test [-keep] [NAME…] | down")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
@@ -42,6 +43,8 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	switch verb, args := args[0], args[1:]; verb {
+	case "image":
+		return errors.Join(l.buildImage(ctx), l.stopDaemon())
 	case "up":
 		if err := l.up(ctx); err != nil {
 			return err
