@@ -289,17 +289,6 @@ func (c *Client) RemoveKernel(ctx context.Context, name string) error {
 	return c.call(ctx, "DELETE", "/v1/kernels/"+segment(name), nil, nil)
 }
 
-// Runtime tells where the runtime bundle is.
-func (c *Client) Runtime(ctx context.Context) (r Runtime, err error) {
-	return r, c.call(ctx, "GET", "/v1/runtime", nil, &r)
-}
-
-// BuildRuntime makes what the runtime bundle lacks.
-func (c *Client) BuildRuntime(ctx context.Context, req BuildRuntime, progress func(Event)) error {
-	_, err := c.operate(ctx, "POST", "/v1/runtime/build", req, progress)
-	return err
-}
-
 // Doctor examines the host.
 func (c *Client) Doctor(ctx context.Context) (checks []Check, err error) {
 	return checks, c.call(ctx, "GET", "/v1/doctor", nil, &checks)

@@ -209,6 +209,21 @@ type BuildRuntime struct {
 	Force bool     `json:"force,omitempty" doc:"Build even what is there"`
 }
 
+// FetchRuntime asks for a packed bundle in the place of the one there is.
+type FetchRuntime struct {
+	URL            string `json:"url,omitempty" doc:"Where it is, https or file; as configured if empty"`
+	SHA256         string `json:"sha256,omitempty" doc:"Of the archive; if empty it is fetched from the URL with .sha256 at its end"`
+	Bytes          int64  `json:"bytes,omitempty" doc:"Size of the archive, if that is known"`
+	Key            string `json:"key,omitempty" doc:"The minisign public key that must have signed it, beside the one configured"`
+	AllowDowngrade bool   `json:"allow_downgrade,omitempty" doc:"Take it even if it is older than the one there is"`
+}
+
+// InstallRuntime asks for a copy of a bundle in the place of the one there is.
+type InstallRuntime struct {
+	Dir            string `json:"dir" doc:"The bundle's directory on the host, absolute"`
+	AllowDowngrade bool   `json:"allow_downgrade,omitempty" doc:"Take it even if it is older than the one there is"`
+}
+
 // Daemon describes the running daemon.
 type Daemon struct {
 	Version   string    `json:"version"`

@@ -131,6 +131,7 @@ func (f *fake) routes() http.Handler {
 	mux.HandleFunc("GET /v1/vms/{ref}/console", f.console)
 	mux.HandleFunc("GET /v1/vms/{ref}/logs", f.logs)
 	f.assets(handle)
+	f.runtime(mux, handle)
 	f.system(handle)
 	f.network(handle)
 	mux.HandleFunc("GET /v1/events", f.transitions)
@@ -379,15 +380,6 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 	handle("POST /v1/vms/{ref}/trim", func(r *http.Request) (any, *api.Error) {
 		_, err := f.find(r.PathValue("ref"))
 		return api.Trimmed{GuestBytes: 1 << 30, HostBytes: 3 << 20}, err
-	})
-	handle("GET /v1/runtime", func(*http.Request) (any, *api.Error) {
-		return api.Runtime{Path: "/opt/banger/runtime", Rule: "BANGER_RUNTIME_DIR"}, nil
-	})
-	handle("POST /v1/runtime/build", func(r *http.Request) (any, *api.Error) {
-		var req api.BuildRuntime
-		json.NewDecoder(r.Body).Decode(&req)
-		f.note("build %v force=%v", req.Only, req.Force)
-		return f.begin("build", &api.VM{}), nil
 	})
 	handle("GET /v1/doctor", func(*http.Request) (any, *api.Error) {
 		return []api.Check{{Name: "qemu", Status: "ok", Detail: "QEMU 7.2"},

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -72,4 +74,19 @@ func (a *app) resizes(ctx context.Context) <-chan api.Size {
 		}
 	}()
 	return sizes
+}
+
+// password reads one from the environment, or from the person at the terminal.
+func (a *app) password(prompt string) (string, error) {
+	if p, ok := a.lookupEnv(keyPassword); ok {
+		return p, nil
+	}
+	fd, ok := terminal(a.Stdin)
+	if !ok {
+		return "", errors.New("there is no terminal to ask for its password")
+	}
+	fmt.Fprintf(a.Stderr, "%s: ", shown(prompt))
+	p, err := term.ReadPassword(fd)
+	fmt.Fprintln(a.Stderr)
+	return string(p), err
 }

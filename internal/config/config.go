@@ -20,6 +20,7 @@ type Config struct {
 	Socket     string // the daemon's socket
 	RuntimeDir string // the config file's runtime_dir, or empty
 	RepoRoot   string // the config file's repo_root, or empty
+	Runtime    Runtime
 	Image      string // default image
 	Kernel     string // default kernel
 	DNS        DNS
@@ -27,10 +28,18 @@ type Config struct {
 	Subnet     string // of the bridge, or empty
 }
 
+// Runtime is where packed runtime bundles come from.
+type Runtime struct {
+	URL string // or empty
+	Key string // the minisign public key that one must be signed with, or empty
+}
+
 // file is the config file. Unknown keys are errors.
 type file struct {
 	RuntimeDir string `toml:"runtime_dir"`
 	RepoRoot   string `toml:"repo_root"`
+	RuntimeURL string `toml:"runtime_url"`
+	RuntimeKey string `toml:"runtime_key"`
 	Image      string `toml:"image"`
 	Kernel     string `toml:"kernel"`
 	Bridge     string `toml:"bridge"`
@@ -49,6 +58,7 @@ func Load(getenv func(string) string, euid int) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
+	c.Runtime = Runtime{URL: f.RuntimeURL, Key: f.RuntimeKey}
 	c.Bridge, c.Subnet = f.Bridge, f.Subnet
 	if f.Image != "" {
 		c.Image = f.Image
@@ -121,7 +131,7 @@ func parse(b []byte) (file, error) {
 			key += k
 		}
 		return file{}, errs.New(errs.Invalid, "line %d: unknown key %q", line, key).
-			Try("the keys are runtime_dir, repo_root, image, kernel, bridge, subnet, dns_publish, dns_exec, dns_listen and hosts_file")
+			Try("the keys are runtime_dir, repo_root, runtime_url, runtime_key, image, kernel, bridge, subnet, dns_publish, dns_exec, dns_listen and hosts_file")
 	}
 	return f, err
 }

@@ -24,7 +24,6 @@ import (
 	"banger/internal/host"
 	"banger/internal/network"
 	"banger/internal/op"
-	"banger/internal/runtimedir"
 	"banger/internal/server"
 	"banger/internal/store"
 	"banger/internal/vm"
@@ -86,7 +85,10 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}
 	d.vmm = newVMM(filepath.Join(state, "cache"))
 	d.ops = op.NewRegistry(run)
-	d.library = newLibrary(state, d.bundle, d.bundleTarget)
+	d.library = newLibrary(state, opts.Config.Runtime, opts.Version, d.bundle, d.bundleTarget)
+	if opts.Config.RepoRoot != "" {
+		d.note("repo_root in the config file is there for old config files only; write runtime_dir = %q instead", filepath.Join(opts.Config.RepoRoot, "runtime"))
+	}
 	memory, err := host.MemoryBytes()
 	if err != nil {
 		return nil, err
@@ -205,18 +207,6 @@ func reconnect(ctx context.Context, dial func(context.Context) (net.Conn, error)
 	return guest.Dial(ctx, dial)
 }
 
-func (d *Daemon) bundleConfig() runtimedir.Config {
-	return runtimedir.Config{RuntimeDir: d.opts.Config.RuntimeDir, RepoRoot: d.opts.Config.RepoRoot}
-}
-
-func (d *Daemon) bundle() (runtimedir.Bundle, error) {
-	return runtimedir.Resolve(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
-}
-
-func (d *Daemon) bundleTarget() (runtimedir.Bundle, error) {
-	return runtimedir.Target(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
-}
-
 // drainLimit bounds how long an ending daemon waits for cancelled operations to undo
 // what they did. What is left then the next daemon recovers.
 const drainLimit = 30 * time.Second
@@ -234,7 +224,7 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	}
 	huma.NewError = server.NewError
 	s := server.Server{
-		VMs: d.vms, Ops: d.ops, Library: d.library, Names: d.names, Daemon: d.describe, Doctor: d.doctor, Network: d.describeNetwork,
+		VMs: d.vms, Ops: d.ops, Library: d.library, Runtime: d.library, Names: d.names, Daemon: d.describe, Doctor: d.doctor, Network: d.describeNetwork,
 		Identity: d.identity.file, Stop: d.stop, Log: d.opts.Log,
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -190,7 +190,7 @@ func TestDoctorWithoutABundle(t *testing.T) {
 	for _, c := range d.doctor(t.Context()) {
 		found[c.Name] = c.Status + " " + c.Hint
 	}
-	if len(found) < 7 || found["disks"] == "" || found["bridge network"] == "" || !strings.HasPrefix(found["runtime bundle"], "failed make one: banger runtime build") {
+	if len(found) < 7 || found["disks"] == "" || found["bridge network"] == "" || !strings.HasPrefix(found["runtime bundle"], "failed fetch one: banger runtime fetch") {
 		t.Errorf("found %q", found)
 	}
 }

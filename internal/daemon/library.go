@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"banger/api"
+	"banger/internal/config"
 	"banger/internal/errs"
 	"banger/internal/guest/embedded"
 	"banger/internal/image"
@@ -22,6 +23,8 @@ import (
 type library struct {
 	state    string
 	images   *image.Store
+	config   config.Runtime
+	banger   string // this daemon's version
 	resolve  func() (runtimedir.Bundle, error)
 	target   func() (runtimedir.Bundle, error) // where a bundle would be built
 	vms      *vm.Manager                       // who uses what
@@ -29,8 +32,8 @@ type library struct {
 	making   sync.RWMutex // held for reading while an image or a kernel is being made
 }
 
-func newLibrary(state string, resolve, target func() (runtimedir.Bundle, error)) *library {
-	l := &library{state: state, resolve: resolve, target: target}
+func newLibrary(state string, config config.Runtime, version string, resolve, target func() (runtimedir.Bundle, error)) *library {
+	l := &library{state: state, config: config, banger: version, resolve: resolve, target: target}
 	l.images = image.NewStore(filepath.Join(state, "images"), func() (string, error) {
 		b, err := resolve()
 		return b.ImagesDir(), err
@@ -125,34 +128,6 @@ func (l *library) RemoveKernel(ctx context.Context, name string) error {
 	}
 	return l.vms.Unused(ctx, "kernel "+name, func(v vm.VM) bool { return v.Spec.Kernel == name },
 		func() error { return kernel.Remove(filepath.Dir(k.Dir), name) })
-}
-
-func (l *library) Runtime() (api.Runtime, error) {
-	b, err := l.resolve()
-	return api.Runtime{Path: b.Dir, Rule: b.Rule}, err
-}
-
-// BuildRuntime makes what the bundle lacks. A forced build replaces files that the disks
-// of VMs are based on, so none may exist.
-func (l *library) BuildRuntime(ctx context.Context, o *op.Operation, req api.BuildRuntime) error {
-	target, err := l.target()
-	if err != nil {
-		return err
-	}
-	unlock, err := l.building.Lock(ctx, target.Dir, "built")
-	if err != nil {
-		return errs.New(errs.Busy, "the runtime bundle is being built already").Try("wait for that build to end")
-	}
-	defer unlock()
-	build := func() error {
-		l.making.RLock()
-		defer l.making.RUnlock()
-		return runtimedir.Build(ctx, target.Dir, runtimedir.Options{Only: req.Only, Force: req.Force}, o.Stage)
-	}
-	if !req.Force {
-		return build()
-	}
-	return l.vms.Unused(ctx, "the runtime bundle", func(vm.VM) bool { return true }, build)
 }
 
 // Detail says what the library holds, for the doctor.

@@ -2,7 +2,6 @@ package runtimedir
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,9 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
 
 	"banger"
 	"banger/internal/errs"
@@ -30,37 +26,21 @@ type Options struct {
 	// "image"; empty means all. Those that are optional must be named in full.
 	Only  []string
 	Force bool // make those that exist again
+	// Banger is the version of the banger that builds.
+	Banger string
+	// Warn is told what was left out without being asked for by name.
+	Warn func(sentence string)
 }
 
 // Progress reports work: a stage's name, how much is done, of how much (0, 0: unknown).
 type Progress = func(stage string, done, total int64)
 
-// Record is bundle.json: every file of a bundle.
-type Record struct {
-	Schema    int              `json:"schema"`
-	Artefacts []ArtefactRecord `json:"artefacts"`
-}
-
-// ArtefactRecord tells what an artefact is and where it came from.
-type ArtefactRecord struct {
-	Name    string       `json:"name"`   // "kernel/debian"
-	Source  string       `json:"source"` // for people
-	BuiltAt time.Time    `json:"built_at"`
-	Files   []FileRecord `json:"files"`
-}
-
-// FileRecord is one file of an artefact.
-type FileRecord struct {
-	Path   string `json:"path"` // relative to the bundle
-	Bytes  int64  `json:"bytes"`
-	SHA256 string `json:"sha256"`
-}
-
 // artefact is one thing that a bundle has.
 type artefact struct {
+	Artefact
 	name     string // "kernel/debian"
-	dir      string // relative to the bundle
 	optional bool   // made only when it is named in full
+	spare    bool   // left out, with a sentence, where it can't be had
 	make     func(ctx context.Context, progress Progress) error
 	source   func() (string, error) // of what was made, for its record
 }
@@ -84,20 +64,27 @@ func Build(ctx context.Context, dir string, o Options, progress Progress) error 
 		return err
 	}
 	defer unlock()
-	for _, sub := range []string{kernelsDir, imagesDir} {
+	for _, sub := range []string{kernelsDir, imagesDir, programsDir} {
 		if err := image.Sweep(ctx, filepath.Join(dir, sub)); err != nil {
 			return errs.New(errs.Internal, "can't remove what an earlier build left in %s", dir).Because(err)
 		}
 	}
-	record, err := readRecord(dir)
+	record, err := ReadRecord(dir)
 	if err != nil {
+		return err
+	}
+	if err := record.complete(dir, all, o.Banger); err != nil {
 		return err
 	}
 	var failed []error
 	for _, a := range all {
 		wanted := a.wanted(o.Only)
 		if err := a.update(ctx, dir, &record, wanted, wanted && o.Force, progress); err != nil {
-			failed = append(failed, err)
+			if a.spare && !slices.Contains(o.Only, a.name) && errs.KindOf(err) == errs.Unavailable {
+				o.Warn(fmt.Sprintf("left out: %v", err))
+			} else {
+				failed = append(failed, err)
+			}
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -128,7 +115,7 @@ func names(all []artefact) string {
 
 // update makes the artefact if it is wanted and missing, and writes it down.
 func (a artefact) update(ctx context.Context, dir string, record *Record, wanted, force bool, progress Progress) error {
-	_, err := os.Stat(filepath.Join(dir, a.dir))
+	_, err := os.Stat(filepath.Join(dir, filepath.FromSlash(a.Path)))
 	there := err == nil
 	at := slices.IndexFunc(record.Artefacts, func(r ArtefactRecord) bool { return r.Name == a.name })
 	if there && at >= 0 && !force {
@@ -165,8 +152,8 @@ func artefacts(dir string, spec Spec) []artefact {
 	var out []artefact
 	for _, k := range spec.Kernels {
 		out = append(out, artefact{
-			name: "kernel/" + k.Name,
-			dir:  filepath.Join(kernelsDir, k.Name),
+			Artefact: k.Artefact,
+			name:     "kernel/" + k.Name,
 			make: func(ctx context.Context, progress Progress) error {
 				return buildKernel(ctx, kernels, k, progress)
 			},
@@ -178,8 +165,8 @@ func artefacts(dir string, spec Spec) []artefact {
 	}
 	for _, i := range spec.Images {
 		out = append(out, artefact{
+			Artefact: i.Artefact,
 			name:     "image/" + i.Name,
-			dir:      filepath.Join(imagesDir, i.Name),
 			optional: i.Optional,
 			make: func(ctx context.Context, progress Progress) error {
 				return buildImage(ctx, images, i.Name, progress)
@@ -190,7 +177,37 @@ func artefacts(dir string, spec Spec) []artefact {
 			},
 		})
 	}
+	for _, p := range spec.Programs {
+		if p.Arch == machineArch() {
+			out = append(out, p.artefact(filepath.Join(dir, programsDir)))
+		}
+	}
 	return out
+}
+
+// complete adds what records of earlier builds lack: it takes a look at each file, no more.
+func (r *Record) complete(dir string, all []artefact, banger string) error {
+	changed := r.Banger == "" && banger != ""
+	if changed {
+		r.Banger = banger
+	}
+	for i := range r.Artefacts {
+		at := slices.IndexFunc(all, func(a artefact) bool { return a.name == r.Artefacts[i].Name })
+		if at >= 0 && r.Artefacts[i].Licence == "" {
+			r.Artefacts[i].Licence, changed = all[at].Licence, true
+		}
+		for j := range r.Artefacts[i].Files {
+			f := &r.Artefacts[i].Files[j]
+			info, err := os.Lstat(filepath.Join(dir, filepath.FromSlash(f.Path)))
+			if err == nil && f.Mode == "" && slices.Contains(modes, modeOf(info)) {
+				f.Mode, changed = modeOf(info), true
+			}
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return r.write(dir)
 }
 
 func buildImage(ctx context.Context, root, name string, progress Progress) error {
@@ -257,8 +274,8 @@ func (a artefact) describe(ctx context.Context, dir string, progress Progress) (
 	if err != nil {
 		return ArtefactRecord{}, err
 	}
-	r := ArtefactRecord{Name: a.name, Source: source, BuiltAt: time.Now().UTC().Truncate(time.Second)}
-	err = filepath.WalkDir(filepath.Join(dir, a.dir), func(path string, d fs.DirEntry, err error) error {
+	r := ArtefactRecord{Name: a.name, Source: source, Licence: a.Licence, BuiltAt: time.Now().UTC().Truncate(time.Second)}
+	err = filepath.WalkDir(filepath.Join(dir, filepath.FromSlash(a.Path)), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -266,54 +283,14 @@ func (a artefact) describe(ctx context.Context, dir string, progress Progress) (
 		if err != nil {
 			return err
 		}
-		f := FileRecord{Path: filepath.ToSlash(rel)}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		f := FileRecord{Path: filepath.ToSlash(rel), Mode: modeOf(info)}
 		f.SHA256, f.Bytes, err = shelf.Checksum(ctx, path, func(done, total int64) { progress("checksum", done, total) })
 		r.Files = append(r.Files, f)
 		return err
 	})
 	return r, err
-}
-
-func readRecord(dir string) (Record, error) {
-	r := Record{Schema: schema}
-	b, err := os.ReadFile(filepath.Join(dir, recordFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return r, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &r)
-	}
-	if err == nil && r.Schema != schema {
-		err = fmt.Errorf("its schema is %d, and this banger knows %d", r.Schema, schema)
-	}
-	if err != nil {
-		return r, errs.New(errs.Internal, "the record of the runtime bundle in %s can't be used", dir).Because(err).
-			Try("remove %s and build again", filepath.Join(dir, recordFile))
-	}
-	return r, nil
-}
-
-func (r *Record) write(dir string) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return renameio.WriteFile(filepath.Join(dir, recordFile), append(b, '\n'), 0o644)
-}
-
-// lock keeps other builds out of dir, which it makes. The kernel gives the lock back when
-// the process ends, however it ends.
-func lock(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, errs.New(errs.Unavailable, "can't make the runtime bundle").Because(err).Try("name a directory you may write to in $%s", EnvDir)
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, errs.New(errs.Unavailable, "can't open the runtime bundle").Because(err)
-	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		d.Close()
-		return nil, errs.New(errs.Busy, "another build is at work in %s", dir).Because(err)
-	}
-	return func() { d.Close() }, nil
 }

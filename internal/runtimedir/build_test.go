@@ -53,7 +53,7 @@ func TestBuildKernel(t *testing.T) {
 		t.Errorf("left behind: %v %v", entries, err)
 	}
 
-	before, err := readRecord(dir)
+	before, err := ReadRecord(dir)
 	if err != nil || len(before.Artefacts) != 1 || len(before.Artefacts[0].Files) != 4 {
 		t.Fatalf("the record: %+v, %v", before, err)
 	}

@@ -16,9 +16,10 @@ import (
 
 // Directories and files of a bundle.
 const (
-	recordFile = "bundle.json"
-	kernelsDir = "kernels"
-	imagesDir  = "images"
+	recordFile  = "bundle.json"
+	kernelsDir  = "kernels"
+	imagesDir   = "images"
+	programsDir = "programs"
 )
 
 // EnvDir is the environment variable that names the bundle.
@@ -42,6 +43,11 @@ func (b Bundle) KernelsDir() string { return filepath.Join(b.Dir, kernelsDir) }
 // ImagesDir is the root of the bundle's images.
 func (b Bundle) ImagesDir() string { return filepath.Join(b.Dir, imagesDir) }
 
+// Program is the path of a program that Debian does not have, as "firecracker/jailer".
+func (b Bundle) Program(name string) string {
+	return filepath.Join(b.Dir, programsDir, filepath.FromSlash(name))
+}
+
 // place is where a bundle may be.
 type place struct {
 	dir, rule string
@@ -60,7 +66,7 @@ func places(env func(string) string, cfg Config, executable, checkout string) []
 		out = append(out, place{cfg.RuntimeDir, "runtime_dir in the config file", true})
 	}
 	if cfg.RepoRoot != "" {
-		out = append(out, place{filepath.Join(cfg.RepoRoot, "runtime"), "repo_root in the config file", true})
+		out = append(out, place{filepath.Join(cfg.RepoRoot, "runtime"), "repo_root in the config file, which is there for old config files only: write runtime_dir instead", true})
 	}
 	if executable != "" {
 		out = append(out, place{filepath.Join(filepath.Dir(executable), "..", "lib", "banger"), "beside the program", false})
@@ -102,7 +108,7 @@ func Resolve(env func(string) string, cfg Config, executable, checkout string) (
 	if len(looked) > 0 {
 		e = e.Because(fmt.Errorf("looked at %s", strings.Join(looked, ", ")))
 	}
-	return Bundle{}, e.Try("make one: banger runtime build")
+	return Bundle{}, e.Try("fetch one: banger runtime fetch --url URL; or make one of Debian's packages: banger runtime build")
 }
 
 // Target says where a build puts the bundle: the place someone named, else where there is

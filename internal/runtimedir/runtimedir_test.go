@@ -43,7 +43,7 @@ func TestResolve(t *testing.T) {
 	}{
 		{"environment first", named, all, prefix + "/bin/banger", checkout, named, "$BANGER_RUNTIME_DIR"},
 		{"then runtime_dir", "", all, prefix + "/bin/banger", checkout, configured, "runtime_dir in the config file"},
-		{"then repo_root", "", Config{RepoRoot: repo}, prefix + "/bin/banger", checkout, repo + "/runtime", "repo_root in the config file"},
+		{"then repo_root", "", Config{RepoRoot: repo}, prefix + "/bin/banger", checkout, repo + "/runtime", "repo_root in the config file, which is there for old config files only: write runtime_dir instead"},
 		{"then beside the program", "", Config{}, prefix + "/bin/banger", checkout, prefix + "/lib/banger", "beside the program"},
 		{"then the checkout", "", Config{}, base + "/opt/bin/banger", checkout, checkout + "/runtime", "in the checkout the program was built in"},
 	} {
@@ -101,7 +101,7 @@ func TestParseSpec(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(spec.Kernels) != 1 || len(spec.Images) != 3 || len(spec.Programs) != 1 || spec.Kernels[0].Package != "linux-image-cloud-amd64" {
+	if len(spec.Kernels) != 1 || len(spec.Images) != 3 || len(spec.Programs) != 2 || spec.Kernels[0].Package != "linux-image-cloud-amd64" {
 		t.Errorf("parsed %+v", spec)
 	}
 	good := string(banger.RuntimeBundle)
@@ -109,10 +109,14 @@ func TestParseSpec(t *testing.T) {
 		{"", "schema is 0"},
 		{strings.Replace(good, "schema = 1", "schema = 2", 1), "schema is 2"},
 		{good + "colour = \"red\"\n", "unknown key program.colour"},
-		{good + "[[image]]\nname = \"tiny\"\n", "there twice"},
+		{good + "[[image]]\nname = \"tiny\"\nlicence = \"x\"\n", "there twice"},
 		{good + "[[image]]\nname = \"../x\"\n", "no name of a image"},
 		{strings.Replace(good, "https://", "http://", 1), "no https address"},
 		{strings.Replace(good, `sha256 = "06`, `sha256 = "0x`, 1), "64 hexadecimal digits"},
+		{strings.Replace(good, `licence = "GPL-2.0-only"`, "", 1), "no licence"},
+		{strings.Replace(good, `path = "images/tiny"`, `path = "images/../tiny"`, 1), "must be images/tiny"},
+		{strings.Replace(good, `mode = "0444"`, `mode = "4755"`, 1), "mode"},
+		{good + "\n[archive]\nurl = \"ftp://x/y\"\n", "no https address"},
 		{strings.Replace(good, `member = "`, `member = "../`, 1), "clean path"},
 		{strings.Replace(good, `package = "`, `package = "--`, 1), "package"},
 	} {
@@ -129,7 +133,7 @@ func TestWanted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ only, want []string }{
-		{nil, []string{"kernel/debian", "image/tiny", "image/debian"}},
+		{nil, []string{"kernel/debian", "image/tiny", "image/debian", "program/firecracker"}},
 		{[]string{"image"}, []string{"image/tiny", "image/debian"}},
 		{[]string{"image/lab"}, []string{"image/lab"}},
 		{[]string{"kernel", "image/tiny"}, []string{"kernel/debian", "image/tiny"}},
@@ -154,8 +158,8 @@ func FuzzParseSpec(f *testing.F) {
 			return
 		}
 		for _, a := range artefacts("/bundle", spec) {
-			if filepath.Clean(a.dir) != a.dir || filepath.IsAbs(a.dir) || strings.HasPrefix(a.dir, "..") {
-				t.Errorf("artefact %q would be in %q", a.name, a.dir)
+			if !filepath.IsLocal(a.Path) || filepath.Clean(a.Path) != a.Path {
+				t.Errorf("artefact %q would be in %q", a.name, a.Path)
 			}
 		}
 	})
@@ -164,7 +168,8 @@ func FuzzParseSpec(f *testing.F) {
 // fake is an artefact that is a file.
 func fake(dir, name string, made *int, fail error) artefact {
 	return artefact{
-		name: name, dir: name,
+		Artefact: Artefact{Path: name, Licence: "none"},
+		name:     name,
 		make: func(context.Context, Progress) error {
 			*made++
 			if fail != nil {
@@ -185,14 +190,14 @@ func TestUpdate(t *testing.T) {
 	a := fake(dir, "image/a", &made, nil)
 	run := func(wanted, force bool) Record {
 		t.Helper()
-		r, err := readRecord(dir)
+		r, err := ReadRecord(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := a.update(t.Context(), dir, &r, wanted, force, func(string, int64, int64) {}); err != nil {
 			t.Fatal(err)
 		}
-		r, err = readRecord(dir)
+		r, err = ReadRecord(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +207,7 @@ func TestUpdate(t *testing.T) {
 		t.Errorf("not wanted: made %d times, %+v", made, r)
 	}
 	r := run(true, false)
-	want := FileRecord{Path: "image/a/file", Bytes: 7, SHA256: "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"}
+	want := FileRecord{Path: "image/a/file", Mode: "0644", Bytes: 7, SHA256: "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"}
 	if made != 1 || len(r.Artefacts) != 1 || r.Artefacts[0].Source != "a test" || !slices.Equal(r.Artefacts[0].Files, []FileRecord{want}) {
 		t.Errorf("made %d times, %+v", made, r)
 	}

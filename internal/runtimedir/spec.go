@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -20,14 +21,30 @@ const schema = 1
 // Spec is what a bundle is made of: runtime-bundle.toml.
 type Spec struct {
 	Schema   int       `toml:"schema"`
+	Archive  Archive   `toml:"archive"`
 	Kernels  []Kernel  `toml:"kernel"`
 	Images   []Image   `toml:"image"`
 	Programs []Program `toml:"program"`
 }
 
+// Artefact is what all artefacts have.
+type Artefact struct {
+	Name    string `toml:"name"`
+	Licence string `toml:"licence"`
+	Path    string `toml:"path"` // its directory in the bundle
+	Mode    string `toml:"mode"` // of its files, octal
+}
+
+// Archive is where a packed bundle is, and what it must be.
+type Archive struct {
+	URL    string `toml:"url"`
+	SHA256 string `toml:"sha256"`
+	Bytes  int64  `toml:"bytes"` // 0: unknown
+}
+
 // Kernel is a guest kernel out of a Debian package.
 type Kernel struct {
-	Name       string `toml:"name"`
+	Artefact
 	Release    string `toml:"release"` // Debian's code name
 	Package    string `toml:"package"`
 	RealPrefix string `toml:"real_prefix"` // of the package that Package depends on, or "" if it has the kernel itself
@@ -35,20 +52,32 @@ type Kernel struct {
 
 // Image is a root filesystem with a built-in manifest.
 type Image struct {
-	Name string `toml:"name"`
+	Artefact
 	// Optional tells that a build makes it only when it is asked for by name.
 	Optional bool `toml:"optional"`
 }
 
-// Program is a program that Debian does not have: a member of an archive at a URL.
+// Program is what Debian does not have: members of an archive at a URL.
 type Program struct {
-	Name         string `toml:"name"`
-	Version      string `toml:"version"`
-	Arch         string `toml:"arch"`
-	URL          string `toml:"url"`
-	SHA256       string `toml:"sha256"` // of the archive
-	Member       string `toml:"member"` // path in it
-	MemberSHA256 string `toml:"member_sha256"`
+	Artefact
+	Version string   `toml:"version"`
+	Arch    string   `toml:"arch"` // as uname -m says
+	URL     string   `toml:"url"`
+	SHA256  string   `toml:"sha256"` // of the archive
+	Files   []Member `toml:"files"`
+}
+
+// Optional tells whether an artefact, "image/lab", is one that a build makes only when it is
+// asked for by name.
+func (s Spec) Optional(name string) bool {
+	return slices.ContainsFunc(s.Images, func(i Image) bool { return i.Optional && "image/"+i.Name == name })
+}
+
+// Member is a file of a program's archive.
+type Member struct {
+	Name   string `toml:"name"`   // in the bundle
+	Member string `toml:"member"` // path in the archive
+	SHA256 string `toml:"sha256"` // or "": the archive's vouches for it
 }
 
 // ParseSpec reads a bundle's description. errs.Invalid if it is not one; unknown keys are
@@ -70,7 +99,7 @@ func ParseSpec(text []byte) (Spec, error) {
 
 var (
 	labelPattern  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	wordPattern   = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*$`)
+	wordPattern   = regexp.MustCompile(`^[a-z0-9][a-z0-9+_.-]*$`)
 	digestPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
@@ -79,18 +108,25 @@ func (s Spec) check() error {
 		return fmt.Errorf("schema is %d, and this banger knows %d", s.Schema, schema)
 	}
 	seen := map[string]bool{}
-	name := func(kind, name string) error {
-		if !labelPattern.MatchString(name) {
-			return fmt.Errorf("%q is no name of a %s", name, kind)
+	one := func(a Artefact, kind, dir, variant string) error {
+		switch key := kind + "/" + a.Name + variant; {
+		case !labelPattern.MatchString(a.Name):
+			return fmt.Errorf("%q is no name of a %s", a.Name, kind)
+		case seen[key]:
+			return fmt.Errorf("%s %s is there twice", kind, a.Name)
+		case a.Licence == "":
+			return fmt.Errorf("%s %s has no licence", kind, a.Name)
+		case a.Path != dir+"/"+a.Name:
+			return fmt.Errorf("%s %s: path is %q, and must be %s/%s", kind, a.Name, a.Path, dir, a.Name)
+		case !slices.Contains(modes, a.Mode):
+			return fmt.Errorf("%s %s: mode %q is none of %s", kind, a.Name, a.Mode, strings.Join(modes, ", "))
+		default:
+			seen[key] = true
 		}
-		if seen[kind+"/"+name] {
-			return fmt.Errorf("%s %s is there twice", kind, name)
-		}
-		seen[kind+"/"+name] = true
 		return nil
 	}
 	for _, k := range s.Kernels {
-		if err := name("kernel", k.Name); err != nil {
+		if err := one(k.Artefact, "kernel", kernelsDir, ""); err != nil {
 			return err
 		}
 		if !wordPattern.MatchString(k.Release) || !wordPattern.MatchString(k.Package) {
@@ -98,31 +134,56 @@ func (s Spec) check() error {
 		}
 	}
 	for _, i := range s.Images {
-		if err := name("image", i.Name); err != nil {
+		if err := one(i.Artefact, "image", imagesDir, ""); err != nil {
 			return err
 		}
 	}
 	for _, p := range s.Programs {
-		if err := name("program", p.Name); err != nil {
+		if err := one(p.Artefact, "program", programsDir, " for "+p.Arch); err != nil {
 			return err
 		}
 		if err := p.check(); err != nil {
 			return fmt.Errorf("program %s: %w", p.Name, err)
 		}
 	}
+	if s.Archive != (Archive{}) {
+		if err := s.Archive.check(); err != nil {
+			return fmt.Errorf("archive: %w", err)
+		}
+	}
 	return nil
 }
 
 func (p Program) check() error {
-	u, err := url.Parse(p.URL)
-	if err != nil || u.Scheme != "https" || u.Host == "" {
-		return fmt.Errorf("url %q is no https address", p.URL)
+	if err := (Archive{URL: p.URL, SHA256: p.SHA256}).check(); err != nil {
+		return err
 	}
-	if !digestPattern.MatchString(p.SHA256) || !digestPattern.MatchString(p.MemberSHA256) {
+	if !wordPattern.MatchString(p.Arch) || p.Version == "" || len(p.Files) == 0 {
+		return fmt.Errorf("arch %q, version %q, %d files", p.Arch, p.Version, len(p.Files))
+	}
+	for _, f := range p.Files {
+		switch {
+		case !wordPattern.MatchString(f.Name):
+			return fmt.Errorf("%q is no name of a file", f.Name)
+		case f.SHA256 != "" && !digestPattern.MatchString(f.SHA256):
+			return errors.New("a sha256 is not 64 hexadecimal digits")
+		case f.Member == "" || path.IsAbs(f.Member) || path.Clean(f.Member) != f.Member || f.Member == ".." || strings.HasPrefix(f.Member, "../"):
+			return fmt.Errorf("member %q is no clean path", f.Member)
+		}
+	}
+	return nil
+}
+
+// check wants an address that can be fetched from, and what is to be there.
+func (a Archive) check() error {
+	u, err := url.Parse(a.URL)
+	switch {
+	case err != nil || u.Scheme != "https" || u.Host == "":
+		return fmt.Errorf("url %q is no https address", a.URL)
+	case !digestPattern.MatchString(a.SHA256):
 		return errors.New("a sha256 is not 64 hexadecimal digits")
-	}
-	if p.Member == "" || path.IsAbs(p.Member) || path.Clean(p.Member) != p.Member || p.Member == ".." || strings.HasPrefix(p.Member, "../") {
-		return fmt.Errorf("member %q is no clean path", p.Member)
+	case a.Bytes < 0:
+		return fmt.Errorf("bytes is %d", a.Bytes)
 	}
 	return nil
 }

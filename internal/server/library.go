@@ -54,15 +54,4 @@ func (s *Server) libraryRoutes(a huma.API) {
 		func(ctx context.Context, in *ByName) (*none, error) {
 			return nil, toAPI(s.Library.RemoveKernel(ctx, in.Name))
 		})
-	huma.Register(a, route("GET", "/v1/runtime", "get-runtime", "Tell where the runtime bundle is"),
-		func(context.Context, *none) (*reply[api.Runtime], error) {
-			r, err := s.Library.Runtime()
-			return &reply[api.Runtime]{r}, toAPI(err)
-		})
-	huma.Register(a, route("POST", "/v1/runtime/build", "build-runtime", "Make what the runtime bundle lacks"),
-		func(_ context.Context, in *struct{ Body api.BuildRuntime }) (*accepted, error) {
-			return s.start("build runtime", func(ctx context.Context, o *op.Operation) error {
-				return s.Library.BuildRuntime(ctx, o, in.Body)
-			}), nil
-		})
 }

@@ -17,7 +17,7 @@ import (
 	"banger/internal/vm"
 )
 
-// Library is the images, kernels and runtime bundle of the daemon.
+// Library is the images and kernels of the daemon.
 type Library interface {
 	Images(ctx context.Context) ([]api.Image, error)
 	ImageInfo(ctx context.Context, name string) (api.Image, error)
@@ -27,8 +27,6 @@ type Library interface {
 	Kernels(ctx context.Context) ([]api.Kernel, error)
 	ImportKernel(ctx context.Context, o *op.Operation, req api.ImportKernel) error
 	RemoveKernel(ctx context.Context, name string) error
-	Runtime() (api.Runtime, error)
-	BuildRuntime(ctx context.Context, o *op.Operation, req api.BuildRuntime) error
 	Verify(ctx context.Context, yield func(api.Verdict) bool)
 	Prune(ctx context.Context, dry bool) ([]api.File, error)
 	DiskUses(ctx context.Context) ([]api.DiskUse, error)
@@ -47,6 +45,7 @@ type Server struct {
 	VMs      *vm.Manager
 	Ops      *op.Registry
 	Library  Library
+	Runtime  Runtime
 	Names    Names
 	Daemon   func(context.Context) (api.Daemon, error)
 	Doctor   func(context.Context) []api.Check
@@ -73,6 +72,7 @@ func (s *Server) Handler(version string) http.Handler {
 	s.streamRoutes(a)
 	s.operationRoutes(a)
 	s.libraryRoutes(a)
+	s.runtimeRoutes(a)
 	s.daemonRoutes(a)
 	s.systemRoutes(a)
 	s.diskRoutes(a)

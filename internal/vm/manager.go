@@ -153,6 +153,18 @@ func (m *Manager) Unused(ctx context.Context, what string, uses func(VM) bool, r
 	return remove()
 }
 
+// Settled calls do with all VMs while none is being made known, so that what they depend on
+// can be changed.
+func (m *Manager) Settled(ctx context.Context, do func([]VM) error) error {
+	m.artefacts.Lock()
+	defer m.artefacts.Unlock()
+	vms, err := m.Store.List(ctx)
+	if err != nil {
+		return err
+	}
+	return do(vms)
+}
+
 func plural(n int, one, many string) string {
 	if n == 1 {
 		return one

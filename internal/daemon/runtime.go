@@ -1,0 +1,164 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"banger"
+	"banger/api"
+	"banger/internal/disk"
+	"banger/internal/errs"
+	"banger/internal/op"
+	"banger/internal/runtimedir"
+	"banger/internal/vm"
+)
+
+func (d *Daemon) bundleConfig() runtimedir.Config {
+	return runtimedir.Config{RuntimeDir: d.opts.Config.RuntimeDir, RepoRoot: d.opts.Config.RepoRoot}
+}
+
+func (d *Daemon) bundle() (runtimedir.Bundle, error) {
+	return runtimedir.Resolve(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
+}
+
+func (d *Daemon) bundleTarget() (runtimedir.Bundle, error) {
+	return runtimedir.Target(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
+}
+
+func (l *library) Runtime() (api.Runtime, error) {
+	b, err := l.resolve()
+	return api.Runtime{Path: b.Dir, Rule: b.Rule}, err
+}
+
+// changeRuntime calls change with the bundle's directory while no other changes it.
+func (l *library) changeRuntime(ctx context.Context, change func(dir string) error) error {
+	target, err := l.target()
+	if err != nil {
+		return err
+	}
+	unlock, err := l.building.Lock(ctx, target.Dir, "built")
+	if err != nil {
+		return errs.New(errs.Busy, "the runtime bundle is being changed already").Try("wait for that to end")
+	}
+	defer unlock()
+	return change(target.Dir)
+}
+
+// BuildRuntime makes what the bundle lacks. A forced build replaces files that the disks
+// of VMs are based on, so none may exist.
+func (l *library) BuildRuntime(ctx context.Context, o *op.Operation, req api.BuildRuntime) error {
+	return l.changeRuntime(ctx, func(dir string) error {
+		build := func() error {
+			l.making.RLock()
+			defer l.making.RUnlock()
+			return runtimedir.Build(ctx, dir, runtimedir.Options{Only: req.Only, Force: req.Force, Banger: l.banger, Warn: o.Warn}, o.Stage)
+		}
+		if !req.Force {
+			return build()
+		}
+		return l.vms.Unused(ctx, "the runtime bundle", func(vm.VM) bool { return true }, build)
+	})
+}
+
+// FetchRuntime implements server.Runtime.
+func (l *library) FetchRuntime(ctx context.Context, o *op.Operation, req api.FetchRuntime) error {
+	want := runtimedir.Wanted{
+		Archive: runtimedir.Archive{URL: cmp.Or(req.URL, l.config.URL), SHA256: req.SHA256, Bytes: req.Bytes},
+		Key:     cmp.Or(l.config.Key, req.Key), AllowDowngrade: req.AllowDowngrade,
+	}
+	if l.config.Key != "" && req.Key != "" && req.Key != l.config.Key {
+		return errs.New(errs.Invalid, "the bundle must be signed with the key in the config file, which is another than that given").
+			Try("leave the key out, or change runtime_key in the config file")
+	}
+	if want.URL == "" {
+		spec, err := runtimedir.ParseSpec(banger.RuntimeBundle)
+		if err != nil {
+			return err
+		}
+		want.Archive = spec.Archive
+	}
+	return l.changeRuntime(ctx, func(dir string) error {
+		return runtimedir.NewFetcher().Fetch(ctx, dir, want, l.hold(ctx, dir), o.Stage)
+	})
+}
+
+// InstallRuntime implements server.Runtime.
+func (l *library) InstallRuntime(ctx context.Context, o *op.Operation, req api.InstallRuntime) error {
+	if !filepath.IsAbs(req.Dir) {
+		return errs.New(errs.Invalid, "%q is not an absolute path", req.Dir)
+	}
+	return l.changeRuntime(ctx, func(dir string) error {
+		return runtimedir.Install(ctx, dir, req.Dir, req.AllowDowngrade, l.hold(ctx, dir), o.Stage)
+	})
+}
+
+// RollBackRuntime implements server.Runtime.
+func (l *library) RollBackRuntime(ctx context.Context, o *op.Operation) error {
+	return l.changeRuntime(ctx, func(dir string) error { return runtimedir.Rollback(dir, l.hold(ctx, dir)) })
+}
+
+// hold lets another bundle take the place of the one in dir while no VM comes to depend on
+// that. What VMs' disks are based on stays; a kernel that one boots must be in the next too.
+func (l *library) hold(ctx context.Context, dir string) runtimedir.Holder {
+	return func(next runtimedir.Record, swap func([]string) error) error {
+		return l.vms.Settled(ctx, func(vms []vm.VM) error {
+			var keep []string
+			now, err := runtimedir.ReadRecord(dir)
+			if err != nil {
+				return err
+			}
+			for _, v := range vms {
+				if k := "kernel/" + v.Spec.Kernel; now.Has(k) && !next.Has(k) {
+					return errs.New(errs.Conflict, "VM %s boots the kernel %s, which is not in that bundle", v.Name, v.Spec.Kernel).Try("remove the VM first: banger rm %s", v.Name)
+				}
+				for base := &v.Base; base != nil; base = base.On {
+					if rel, ok := within(dir, base); ok && !slices.Contains(keep, rel) {
+						keep = append(keep, rel)
+					}
+				}
+			}
+			return swap(keep)
+		})
+	}
+}
+
+// within gives a base's path in the bundle in dir, if it is one of its files.
+func within(dir string, base *disk.Base) (rel string, ok bool) {
+	rel, err := filepath.Rel(dir, base.Path)
+	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return "", false
+	}
+	return filepath.ToSlash(rel), true
+}
+
+// VerifyRuntime implements server.Runtime.
+func (l *library) VerifyRuntime(ctx context.Context, yield func(api.Verdict) bool) error {
+	b, err := l.resolve()
+	if err != nil {
+		return err
+	}
+	return runtimedir.Verify(ctx, b.Dir, func(v runtimedir.Verdict) bool {
+		out := api.Verdict{What: v.Path, Problem: v.Problem}
+		if v.Problem != "" {
+			out.Hint = "fetch or build the bundle anew: banger runtime fetch, banger runtime build --force"
+		}
+		return yield(out)
+	})
+}
+
+// PackRuntime implements server.Runtime.
+func (l *library) PackRuntime(ctx context.Context, only []string, w io.Writer) error {
+	b, err := l.resolve()
+	if err != nil {
+		return err
+	}
+	spec, err := runtimedir.ParseSpec(banger.RuntimeBundle)
+	if err != nil {
+		return err
+	}
+	return runtimedir.Package(ctx, b.Dir, only, spec.Optional, w)
+}
