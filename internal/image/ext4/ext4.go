@@ -1,6 +1,7 @@
-// Package ext4 makes ext4 filesystems out of directories. It owns how mkfs.ext4 is
-// called: nothing is ever mounted, no privilege is needed, and the file is sparse. It
-// knows nothing of what is in the directories.
+// Package ext4 makes ext4 filesystems, out of directories or of files that come one after
+// another, and reads them. It owns how mkfs.ext4 is called and what of the format banger
+// writes and reads itself: nothing is ever mounted, no privilege is needed, and files are
+// sparse. It knows nothing of what is in the directories, or where the files come from.
 package ext4
 
 import (
@@ -87,7 +88,7 @@ func measure(dir string) (bytes, inodes int64, err error) {
 	return bytes / blockBytes * blockBytes, inodes, err
 }
 
-func makeFS(ctx context.Context, prefix []string, dir, path string, bytes int64, seed, extended string, args ...string) error {
+func makeFS(ctx context.Context, prefix []string, dir, path string, bytes int64, seed, extended string, extraArgs ...string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
 	if err != nil {
 		return err
@@ -96,22 +97,30 @@ func makeFS(ctx context.Context, prefix []string, dir, path string, bytes int64,
 	if err := f.Truncate(bytes); err != nil {
 		return err
 	}
-	uuid := uuidOf(seed)
-	mkfs, err := host.LookPath("mkfs.ext4")
-	if err != nil {
-		return err
-	}
-	argv := append(slices.Clone(prefix), mkfs, "-q", "-F", "-b", strconv.Itoa(blockBytes), "-I", strconv.Itoa(inodeBytes), "-U", uuid,
-		// Nothing is left for the guest's kernel to initialise: it would do that in the
-		// background, into the overlay of every VM. On a file the discard makes holes that
-		// read as zeros, so the tables are not written here either.
-		"-E", "discard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,hash_seed="+uuid+extended, "-d", dir)
-	argv = append(append(argv, args...), path)
-	if err := host.Run(ctx, host.Command{Path: argv[0], Args: argv[1:], Env: append(os.Environ(), "E2FSPROGS_FAKE_TIME="+madeAt)}); err != nil {
+	argv := append(extraArgs[:len(extraArgs):len(extraArgs)], "-d", dir)
+	if err := mkfs(ctx, prefix, path, uuidOf(seed), extended, argv...); err != nil {
 		return err
 	}
 	return f.Sync()
 }
+
+// mkfs calls mkfs.ext4 on the file path, which has the filesystem's size and only zeros.
+func mkfs(ctx context.Context, prefix []string, path, uuid, extended string, args ...string) error {
+	program, err := host.LookPath("mkfs.ext4")
+	if err != nil {
+		return err
+	}
+	argv := append(slices.Clone(prefix), program, "-q", "-F", "-b", strconv.Itoa(blockBytes), "-I", strconv.Itoa(inodeBytes), "-U", uuid,
+		// Nothing is left for the guest's kernel to initialise: it would do that in the
+		// background, into the overlay of every VM. On a file the discard makes holes that
+		// read as zeros, so the tables are not written here either.
+		"-E", "discard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,hash_seed="+uuid+extended)
+	argv = append(append(argv, args...), path)
+	return host.Run(ctx, host.Command{Path: argv[0], Args: argv[1:], Env: fixedTime()})
+}
+
+// fixedTime is the environment in which e2fsprogs takes it to be madeAt.
+func fixedTime() []string { return append(os.Environ(), "E2FSPROGS_FAKE_TIME="+madeAt) }
 
 // uuidOf derives a UUID (version 8: custom) from a text.
 func uuidOf(seed string) string {
