@@ -166,8 +166,8 @@ func (w *Writer) AddFile(a Attr, r io.Reader) (Inode, error) {
 	tree := extents{w: w, inode: ino}
 	var size int64
 	for {
-		n, err := io.ReadFull(r, w.chunk)
-		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		n, err := fill(r, w.chunk)
+		if err != nil && err != io.EOF {
 			return 0, err
 		}
 		if size+int64(n) > maxFile {
@@ -193,6 +193,17 @@ func (w *Writer) AddFile(a Attr, r io.Reader) (Inode, error) {
 		return 0, err
 	}
 	return ino, w.store(ino, &rec)
+}
+
+// fill reads until p is full. Unlike io.ReadFull it does not give an end in the middle the name
+// that readers have for an end that comes too early.
+func fill(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var some int
+		some, err = r.Read(p[n:])
+		n += some
+	}
+	return n, err
 }
 
 // maxFile bounds a file: below 2^32 blocks, of which the last can't be addressed.

@@ -35,7 +35,8 @@ type Writer struct {
 	blocks  blocks
 	links   []uint16 // names of each inode
 	last    Inode
-	written Inode // how many the table has; the others are in records
+	free    []Inode // of files that are no more
+	written Inode   // how many the table has; the others are in records
 
 	chunk   []byte // of a file's content
 	pending []byte // bytes to be written at pendingAt
@@ -108,6 +109,11 @@ func (w *Writer) Bytes() int64 { return int64(w.blocks.count) * blockBytes }
 func (w *Writer) full() error { return ErrFull }
 
 func (w *Writer) newInode() (Inode, error) {
+	if n := len(w.free); n > 0 {
+		ino := w.free[n-1]
+		w.free = w.free[:n-1]
+		return ino, nil
+	}
 	if uint64(w.last)+1 >= w.blocks.limit/groupBlocks*inodesPerGroup {
 		return 0, w.full()
 	}
@@ -148,6 +154,7 @@ func (w *Writer) Unlink(ino Inode) error {
 			return err
 		}
 	}
+	w.free = append(w.free, ino)
 	return w.store(ino, &record{})
 }
 

@@ -1,0 +1,194 @@
+// Package oci reads root filesystems as others keep them (OCI layouts and archives, Docker
+// archives, tar archives) and writes them as one ext4 filesystem. It owns those formats and
+// how layers add up. All it reads may be hostile: nothing of it is ever a path of the host's,
+// what it makes the reader remember is bounded, and what has a digest is checked against it.
+// It knows nothing of where images are kept.
+package oci
+
+import (
+	"context"
+	"io"
+	"os"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"banger/internal/errs"
+	"banger/internal/image/ext4"
+)
+
+// Config is what a container image says about running it.
+type Config struct {
+	Entrypoint []string          `json:"entrypoint,omitempty"`
+	Cmd        []string          `json:"cmd,omitempty"`
+	Env        []string          `json:"env,omitempty"`
+	User       string            `json:"user,omitempty"`
+	WorkingDir string            `json:"working_dir,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+}
+
+// Command is what runs where nobody names a command.
+func (c *Config) Command() []string {
+	return append(c.Entrypoint[:len(c.Entrypoint):len(c.Entrypoint)], c.Cmd...)
+}
+
+// Layer is a tar archive, compressed or not.
+type Layer struct {
+	Name   string // for messages
+	Size   int64  // compressed
+	Digest string // SHA-256 of it as it is, or "" if nobody says
+	DiffID string // SHA-256 of it uncompressed, or ""
+	Open   func(ctx context.Context) (io.ReadCloser, error)
+}
+
+// Source is a root filesystem to be.
+type Source struct {
+	Kind   Kind
+	Name   string   // the image's own name, if it tells: name:tag
+	Digest string   // of its manifest: sha256:…, if it has one
+	Config *Config  // nil if it is no container image
+	Layers []Layer  // the lowest first
+	Raw    *os.File // of the kind Ext4: the filesystem itself
+	close  func() error
+}
+
+// Kind is a format.
+type Kind string
+
+const (
+	Layout Kind = "oci"
+	Docker Kind = "docker"
+	Tar    Kind = "tar"
+	Ext4   Kind = "ext4"
+)
+
+// Close lets go of the files it was read from.
+func (s *Source) Close() error {
+	if s.close == nil {
+		return nil
+	}
+	return s.close()
+}
+
+// Progress tells how much of a layer has been read, in compressed bytes.
+type Progress func(layer string, done, total int64)
+
+// Write writes the filesystem that the layers add up to. The caller closes out, which is a
+// finished filesystem then.
+func (s *Source) Write(ctx context.Context, out *ext4.Writer, size ext4.Size, progress Progress) error {
+	if len(s.Layers) > maxLayers {
+		return refuse("it has %d layers; more than %d are refused", len(s.Layers), maxLayers)
+	}
+	f, err := newFlattener(out, s.Kind == Tar)
+	if err != nil {
+		return err
+	}
+	for _, l := range s.Layers {
+		if err := f.applyLayer(ctx, l, progress); err != nil {
+			return err
+		}
+	}
+	return out.Finish(ctx, size, f.tree.directories())
+}
+
+const maxLayers = 512
+
+func (f *flattener) applyLayer(ctx context.Context, l Layer, progress Progress) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	file, err := l.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var in io.Reader = &reported{r: file, name: l.Name, total: l.Size, to: progress}
+	if l.Digest != "" {
+		in = verify(in, "the layer "+l.Name, l.Size, l.Digest)
+	}
+	tape, err := decompress(in)
+	if err != nil {
+		return explainLayer(l, err)
+	}
+	defer tape.Close()
+	ahead := readAhead(tape)
+	defer func() {
+		cancel()
+		ahead.Close()
+	}()
+	var layer io.Reader = ahead
+	if l.DiffID != "" {
+		layer = verify(layer, "the uncompressed layer "+l.Name, -1, l.DiffID)
+	}
+	if err := f.apply(ctx, layer); err != nil {
+		return explainLayer(l, err)
+	}
+	// What follows the archive counts for the digests.
+	if _, err := io.Copy(io.Discard, layer); err != nil {
+		return explainLayer(l, err)
+	}
+	_, err = io.Copy(io.Discard, in)
+	return explainLayer(l, err)
+}
+
+// explainLayer says in which layer something is wrong, where there are any to speak of.
+func explainLayer(l Layer, err error) error {
+	if e := errs.KindOf(err); err == nil || e != errs.Invalid || l.DiffID == "" || strings.Contains(err.Error(), l.Name) {
+		return err
+	}
+	return errs.New(errs.Invalid, "the layer %s is not to be used", l.Name).Because(err).Try("%s", errs.HintOf(err))
+}
+
+// reported tells how far a file has been read.
+type reported struct {
+	r     io.Reader
+	name  string
+	n     int64
+	told  int64
+	total int64
+	to    Progress
+}
+
+func (p *reported) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	if p.n += int64(n); p.to != nil && (p.n-p.told >= 1<<20 || err != nil) {
+		p.told = p.n
+		p.to(p.name, p.n, p.total)
+	}
+	return n, err
+}
+
+// maxDocument bounds manifests, indexes and configurations, in bytes: registries do too.
+const maxDocument = 4 << 20
+
+// readDocument reads a small file that may have a digest.
+func readDocument(r io.Reader, what, digest string) ([]byte, error) {
+	if digest != "" {
+		r = verify(r, what, -1, digest)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxDocument {
+		return nil, refuse("%s is larger than %d MiB", what, maxDocument>>20)
+	}
+	return b, nil
+}
+
+// configOf returns what an image's configuration says of running it, and checks that it is
+// one, for the platform wanted, of these layers.
+func configOf(c *v1.ConfigFile, layers int, p v1.Platform) (*Config, error) {
+	if c.Architecture != "" && c.OS != "" && (c.Architecture != p.Architecture || c.OS != p.OS) {
+		return nil, refuse("it is for %s/%s, not for %s/%s", c.OS, c.Architecture, p.OS, p.Architecture)
+	}
+	if len(c.RootFS.DiffIDs) != layers {
+		return nil, refuse("its configuration tells of %d layers, its manifest of %d", len(c.RootFS.DiffIDs), layers)
+	}
+	for _, d := range c.RootFS.DiffIDs {
+		if d.Algorithm != "sha256" {
+			return nil, refuse("its digests are of the kind %q; only sha256 is known", d.Algorithm)
+		}
+	}
+	return &Config{Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, Env: c.Config.Env, User: c.Config.User,
+		WorkingDir: c.Config.WorkingDir, Labels: c.Config.Labels}, nil
+}
