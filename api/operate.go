@@ -34,6 +34,11 @@ func (c *Client) operate(ctx context.Context, method, path string, body any, pro
 	if err != nil {
 		return VM{}, err
 	}
+	return c.follow(ctx, op, progress)
+}
+
+// follow follows an operation to its end. Ending ctx cancels it.
+func (c *Client) follow(ctx context.Context, op Operation, progress func(Event)) (VM, error) {
 	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	defer context.AfterFunc(ctx, func() {

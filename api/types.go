@@ -164,6 +164,16 @@ type ImageConfig struct {
 	WorkDir    string   `json:"workdir,omitempty"`
 }
 
+// ImportImage asks to make an image of a root filesystem of the host's: an OCI layout or
+// archive, a Docker archive, a tar archive or an ext4 filesystem.
+type ImportImage struct {
+	Name      string `json:"name" doc:"That it gets: repository, or repository:tag"`
+	Path      string `json:"path,omitempty" doc:"Absolute; empty if it is the body of the request"`
+	Ref       string `json:"ref,omitempty" doc:"Which image, where there are several: its name or tag"`
+	Platform  string `json:"platform,omitempty" doc:"os/architecture; linux/amd64 if empty"`
+	SizeBytes *int64 `json:"size_bytes,omitempty" doc:"Of the filesystem; what fits if absent"`
+}
+
 // TagImage asks that a name mean an image.
 type TagImage struct {
 	Image string `json:"image" doc:"A reference to it"`

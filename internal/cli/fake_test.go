@@ -349,12 +349,39 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 		return nil
 	}
 	handle("GET /v1/images", func(*http.Request) (any, *api.Error) { return []api.Image{image}, nil })
-	handle("GET /v1/images/{name}", func(r *http.Request) (any, *api.Error) { return image, byName(r, "image") })
+	handle("GET /v1/images/{name}", func(r *http.Request) (any, *api.Error) {
+		switch r.PathValue("name") {
+		case "never", "absent": // as the creation of a VM will find
+			return image, nil
+		case "container":
+			own := image
+			own.Config = &api.ImageConfig{Entrypoint: []string{"echo"}, Cmd: []string{"arg"}, User: "app", WorkDir: "/srv"}
+			return own, nil
+		}
+		return image, byName(r, "image")
+	})
 	handle("POST /v1/images/tag", func(r *http.Request) (any, *api.Error) {
 		var req api.TagImage
 		json.NewDecoder(r.Body).Decode(&req)
 		f.note("tag %s %s", req.Image, req.Name)
 		return nil, nil
+	})
+	handle("POST /v1/images/import", func(r *http.Request) (any, *api.Error) {
+		var req api.ImportImage
+		json.NewDecoder(r.Body).Decode(&req)
+		what := ""
+		if req.SizeBytes != nil {
+			what = fmt.Sprintf(" ref %s, %d bytes", req.Ref, *req.SizeBytes)
+		}
+		f.note("import image %s %s%s", req.Name, filepath.Base(req.Path), what)
+		return f.begin("import", &api.VM{}), nil
+	})
+	handle("POST /v1/images/import-stream", func(r *http.Request) (any, *api.Error) {
+		var req api.ImportImage
+		json.Unmarshal([]byte(r.FormValue("request")), &req)
+		n, _ := io.Copy(io.Discard, r.Body)
+		f.note("import image %s: %d bytes", req.Name, n)
+		return f.begin("import", &api.VM{}), nil
 	})
 	handle("POST /v1/images/prune", func(r *http.Request) (any, *api.Error) {
 		return []api.Image{{Title: "debian@sha256:aa\x1b", AllocatedBytes: 3 << 20}}, nil

@@ -29,6 +29,7 @@ func (a *app) imageCommand() *cobra.Command {
 				return inspect(a, names, func(name string) (api.Image, error) { return client.Image(cmd.Context(), name) })
 			},
 		},
+		a.imageImportCommand(),
 		removeCommand(a, "image", (*api.Client).RemoveImage),
 		&cobra.Command{
 			Use:   "tag IMAGE NAME",

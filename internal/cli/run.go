@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -20,8 +22,10 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:                   "run [flags] [--] [CMD…]",
 		DisableFlagsInUseLine: true,
-		Short:                 "Run a command in a new VM; without one, a login shell",
+		Short:                 "Run a command in a new VM; without one, the image's own or a login shell",
 		Long: `Make a VM, start it and run a command in it, as exec does, with the same exit codes.
+Of a container image, user, working directory and, where no command is given, entrypoint are
+the image's own.
 The VM stays unless --rm is given.`,
 		Example: "  banger run --rm -- make test",
 		Args:    args(0, -1, ""),
@@ -47,12 +51,33 @@ The VM stays unless --rm is given.`,
 		if err != nil {
 			return err
 		}
+		if err := followImage(cmd.Context(), client, req.Image, &o.exec); err != nil {
+			return err
+		}
 		if o.detach {
 			return a.runDetached(cmd.Context(), client, *req, o)
 		}
 		return a.run(cmd.Context(), client, *req, o)
 	}
 	return cmd
+}
+
+// followImage fills in what a container image says of the command that nobody named, and of
+// where and as whom it runs.
+func followImage(ctx context.Context, client *api.Client, name string, x *api.Exec) error {
+	if name == "" { // the default is no container image
+		return nil
+	}
+	image, err := client.Image(ctx, name)
+	if err != nil || image.Config == nil {
+		return err
+	}
+	c := image.Config
+	if len(x.Argv) == 0 {
+		x.Argv = slices.Concat(c.Entrypoint, c.Cmd)
+	}
+	x.User, x.Dir = cmp.Or(x.User, c.User), cmp.Or(x.Dir, c.WorkDir)
+	return nil
 }
 
 // boot makes and starts a VM. An interrupt leaves none, even one that came too late for

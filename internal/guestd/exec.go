@@ -55,7 +55,7 @@ func (a *Agent) takeStdio(x proto.Exec) (map[int]*channel.Stream, error) {
 }
 
 func (a *Agent) startExec(x proto.Exec, streams map[int]*channel.Stream) (*job, error) {
-	user, err := a.lookup(x.User)
+	user, err := a.runAs(x.User)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/internal/errs"
 	"banger/internal/guest/proto"
 )
 
@@ -34,6 +35,32 @@ func TestParsePasswd(t *testing.T) {
 	groups := parseGroups([]byte("a:x:1:user,other\nb:x:2:\nc:x:3:other,user\nd:x:x:user\n"), "user")
 	if !slices.Equal(groups, []uint32{1, 3}) {
 		t.Errorf("groups %v", groups)
+	}
+}
+
+func TestRunAs(t *testing.T) {
+	root := t.TempDir()
+	os.Mkdir(filepath.Join(root, "etc"), 0o755)
+	os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("app:x:100:101::/srv:/bin/app\n"), 0o644)
+	os.WriteFile(filepath.Join(root, "etc/group"), []byte("app:x:101:\nmore:x:102:app\n"), 0o644)
+	a := &Agent{Config: Config{Root: root}}
+	for who, want := range map[string]account{
+		"app":       {name: "app", uid: 100, gid: 101, groups: []uint32{102}, home: "/srv", shell: "/bin/app"},
+		"100":       {name: "app", uid: 100, gid: 101, groups: []uint32{102}, home: "/srv", shell: "/bin/app"},
+		"app:more":  {name: "app", uid: 100, gid: 102, home: "/srv", shell: "/bin/app"},
+		"1000":      {name: "1000", uid: 1000, home: "/", shell: "/bin/sh"},
+		"1000:2000": {name: "1000", uid: 1000, gid: 2000, home: "/", shell: "/bin/sh"},
+		"":          {name: "root", home: "/root", shell: "/bin/sh"},
+		":more":     {name: "root", gid: 102, home: "/root", shell: "/bin/sh"},
+	} {
+		if got, err := a.runAs(who); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q is %+v (%v), want %+v", who, got, err, want)
+		}
+	}
+	for _, who := range []string{"nobody", "-1", "app:none", "4294967296", "app:-1"} {
+		if got, err := a.runAs(who); errs.KindOf(err) != errs.NotFound {
+			t.Errorf("%q is %+v (%v)", who, got, err)
+		}
 	}
 }
 

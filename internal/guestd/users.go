@@ -55,6 +55,44 @@ func (a *Agent) lookup(name string) (account, error) {
 	return u, nil
 }
 
+// runAs finds whom a command runs as: a user, by name or number, or a user and a group with a
+// colon between them. Numbers need not be in the guest's files, as container images count on.
+func (a *Agent) runAs(who string) (account, error) {
+	name, group, grouped := strings.Cut(who, ":")
+	u, err := a.lookup(name)
+	if err != nil {
+		uid, notNumber := strconv.ParseUint(name, 10, 31)
+		if errs.KindOf(err) != errs.NotFound || notNumber != nil {
+			return account{}, err
+		}
+		u = account{name: name, uid: uint32(uid), home: "/", shell: "/bin/sh"}
+	}
+	if !grouped {
+		return u, nil
+	}
+	u.gid, err = a.lookupGroup(group)
+	u.groups = nil // as those who run containers read it: this group and no other
+	return u, err
+}
+
+// lookupGroup finds a group by name or number.
+func (a *Agent) lookupGroup(name string) (uint32, error) {
+	file, err := os.ReadFile(filepath.Join(a.Root, "etc/group"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	for f := range fields(file, 4) {
+		if gid, err := strconv.ParseUint(f[2], 10, 32); err == nil && f[0] == name {
+			return uint32(gid), nil
+		}
+	}
+	gid, err := strconv.ParseUint(name, 10, 31)
+	if err != nil {
+		return 0, errs.New(errs.NotFound, "the guest has no group %q", name)
+	}
+	return uint32(gid), nil
+}
+
 // parsePasswd finds the line of a user, by name first, then by number.
 func parsePasswd(passwd []byte, who string) (account, bool) {
 	var byNumber account

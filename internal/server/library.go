@@ -14,6 +14,7 @@ type ByName struct {
 }
 
 func (s *Server) libraryRoutes(a huma.API) {
+	s.importRoutes(a)
 	huma.Register(a, route("GET", "/v1/images", "list-images", "List images"),
 		func(ctx context.Context, _ *none) (*reply[[]api.Image], error) {
 			images, err := s.Library.Images(ctx)

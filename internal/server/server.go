@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type Library interface {
 	Images(ctx context.Context) ([]api.Image, error)
 	ImageInfo(ctx context.Context, name string) (api.Image, error)
 	TagImage(ctx context.Context, reference, name string) error
+	ImportImage(ctx context.Context, o *op.Operation, req api.ImportImage, body io.Reader) error
 	RemoveImage(ctx context.Context, reference string) error
 	PruneImages(ctx context.Context, dry bool) ([]api.Image, error)
 	Kernels(ctx context.Context) ([]api.Kernel, error)

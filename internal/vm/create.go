@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -139,6 +140,10 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 	if _, err := m.Hypervisor.Accel(ctx, v.Spec, k.Vmlinux); err != nil {
 		return v, err
 	}
+	if img.Config != nil {
+		// Before the VM's own, which win.
+		v.Spec.Env = slices.Concat(slices.DeleteFunc(slices.Clone(img.Config.Env), func(kv string) bool { return checkEnv(kv) != nil }), v.Spec.Env)
+	}
 	v.Base = disk.Base{Path: img.Path, Bytes: img.VirtualBytes, SHA256: img.SHA256}
 	if _, err := disk.VirtualBytes(v.Base, disk.Spec{Bytes: v.Spec.DiskBytes}); err != nil {
 		return v, err
@@ -227,9 +232,16 @@ func (m *Manager) fill(req Request) (Spec, error) {
 		return s, err
 	}
 	for _, kv := range s.Env {
-		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" || strings.ContainsRune(kv, 0) {
-			return s, errs.New(errs.Invalid, "%q is no environment variable", kv).Try("write it as KEY=VALUE")
+		if err := checkEnv(kv); err != nil {
+			return s, err
 		}
 	}
 	return s, nil
+}
+
+func checkEnv(kv string) error {
+	if k, _, ok := strings.Cut(kv, "="); !ok || k == "" || strings.ContainsRune(kv, 0) {
+		return errs.New(errs.Invalid, "%q is no environment variable", kv).Try("write it as KEY=VALUE")
+	}
+	return nil
 }

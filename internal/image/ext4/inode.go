@@ -59,7 +59,6 @@ func (r *record) blocks() uint64 {
 
 func (r *record) setFlags(f uint32) { binary.LittleEndian.PutUint32(r[32:], f) }
 func (r *record) flags() uint32     { return binary.LittleEndian.Uint32(r[32:]) }
-func (r *record) mode() uint32      { return uint32(binary.LittleEndian.Uint16(r[0:])) }
 func (r *record) setLinks(n uint16) { binary.LittleEndian.PutUint16(r[26:], n) }
 func (r *record) xattrsAt() uint64 {
 	return uint64(binary.LittleEndian.Uint32(r[104:])) | uint64(binary.LittleEndian.Uint16(r[118:]))<<32

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"os"
 	"strings"
@@ -333,4 +334,61 @@ func (r *Reader) indirect(s *Stat, block uint64) (run, error) {
 		return run{block, 1, at}, nil
 	}
 	return run{}, fmt.Errorf("inode %d is larger than its block lists", s.inode)
+}
+
+// Lookup finds a file by its path, through symbolic links as a process would that has the
+// filesystem as its root.
+func (r *Reader) Lookup(path string) (*Stat, error) {
+	const maxSymlinks = 40
+	todo, links := strings.Split(path, "/"), 0
+	above := []Inode{rootInode} // the directories on the way, the last is where we are
+	at, err := r.Stat(rootInode)
+	for len(todo) > 0 && err == nil {
+		part := todo[0]
+		todo = todo[1:]
+		if part == "" || part == "." {
+			continue
+		}
+		if at.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return nil, unix.ENOTDIR
+		}
+		if part == ".." {
+			above = above[:max(1, len(above)-1)]
+			at, err = r.Stat(above[len(above)-1])
+			continue
+		}
+		var next *Stat
+		if next, err = r.child(at, part); err != nil {
+			return nil, err
+		}
+		if next.Mode&unix.S_IFMT != unix.S_IFLNK {
+			at, above = next, append(above, next.inode)
+			continue
+		}
+		var target string
+		if target, err = r.Target(next); err != nil {
+			return nil, err
+		}
+		if links++; links > maxSymlinks {
+			return nil, unix.ELOOP
+		}
+		if strings.HasPrefix(target, "/") {
+			above = above[:1]
+			at, err = r.Stat(rootInode)
+		}
+		todo = append(strings.Split(target, "/"), todo...)
+	}
+	return at, err
+}
+
+func (r *Reader) child(dir *Stat, name string) (*Stat, error) {
+	for e, err := range r.Entries(dir) {
+		if err != nil {
+			return nil, err
+		}
+		if e.Name == name {
+			return r.Stat(e.Inode)
+		}
+	}
+	return nil, fs.ErrNotExist
 }

@@ -398,7 +398,7 @@ const xattrRecord = "SCHILY.xattr."
 func (f *flattener) attr(hdr *tar.Header) (ext4.Attr, error) {
 	a := ext4.Attr{Mode: uint32(hdr.Mode) & 0o7777, MTime: hdr.ModTime}
 	switch hdr.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse, tar.TypeLink:
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse, tar.TypeLink:
 		a.Mode |= unix.S_IFREG
 	case tar.TypeDir:
 		a.Mode |= unix.S_IFDIR

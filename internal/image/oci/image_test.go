@@ -54,7 +54,7 @@ func written(t testing.TB, s *Source) (string, *Source, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = s.Write(t.Context(), w, ext4.Size{JournalBytes: 4 << 20}, nil)
+	err = s.Write(t.Context(), w, ext4.Size{JournalBytes: 4 << 20}, func(string, int64, int64) {})
 	if closeErr := w.Close(); closeErr != nil {
 		t.Error(closeErr)
 	}

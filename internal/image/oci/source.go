@@ -7,6 +7,7 @@ package oci
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -19,17 +20,11 @@ import (
 
 // Config is what a container image says about running it.
 type Config struct {
-	Entrypoint []string          `json:"entrypoint,omitempty"`
-	Cmd        []string          `json:"cmd,omitempty"`
-	Env        []string          `json:"env,omitempty"`
-	User       string            `json:"user,omitempty"`
-	WorkingDir string            `json:"working_dir,omitempty"`
-	Labels     map[string]string `json:"labels,omitempty"`
-}
-
-// Command is what runs where nobody names a command.
-func (c *Config) Command() []string {
-	return append(c.Entrypoint[:len(c.Entrypoint):len(c.Entrypoint)], c.Cmd...)
+	Entrypoint []string
+	Cmd        []string
+	Env        []string
+	User       string
+	WorkDir    string
 }
 
 // Layer is a tar archive, compressed or not.
@@ -70,8 +65,9 @@ func (s *Source) Close() error {
 	return s.close()
 }
 
-// Progress tells how much of a layer has been read, in compressed bytes.
-type Progress func(layer string, done, total int64)
+// Progress tells what is being done and how much of it, in compressed bytes; a total of 0 is
+// one that nobody knows.
+type Progress = func(stage string, done, total int64)
 
 // Write writes the filesystem that the layers add up to. The caller closes out, which is a
 // finished filesystem then.
@@ -83,8 +79,17 @@ func (s *Source) Write(ctx context.Context, out *ext4.Writer, size ext4.Size, pr
 	if err != nil {
 		return err
 	}
-	for _, l := range s.Layers {
-		if err := f.applyLayer(ctx, l, progress); err != nil {
+	for i, l := range s.Layers {
+		stage := "unpacking"
+		if s.Kind != Tar {
+			stage = fmt.Sprintf("unpacking layer %d of %d", i+1, len(s.Layers))
+		}
+		if err := f.applyLayer(ctx, l, func(done, total int64) { progress(stage, done, total) }); err != nil {
+			return err
+		}
+	}
+	if s.Config != nil && s.Config.WorkDir != "" {
+		if err := f.workDir(s.Config.WorkDir); err != nil {
 			return err
 		}
 	}
@@ -93,7 +98,20 @@ func (s *Source) Write(ctx context.Context, out *ext4.Writer, size ext4.Size, pr
 
 const maxLayers = 512
 
-func (f *flattener) applyLayer(ctx context.Context, l Layer, progress Progress) error {
+// workDir makes the directory that the image's program is to start in, as those who run
+// containers do.
+func (f *flattener) workDir(name string) error {
+	parts, err := split(name)
+	if err == nil {
+		_, err = f.walk(parts, &ext4.Attr{})
+	}
+	if err != nil {
+		return errs.New(errs.Invalid, "its working directory %q can't be made", name).Because(err)
+	}
+	return nil
+}
+
+func (f *flattener) applyLayer(ctx context.Context, l Layer, progress func(done, total int64)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	file, err := l.Open(ctx)
@@ -101,7 +119,7 @@ func (f *flattener) applyLayer(ctx context.Context, l Layer, progress Progress) 
 		return err
 	}
 	defer file.Close()
-	var in io.Reader = &reported{r: file, name: l.Name, total: l.Size, to: progress}
+	var in io.Reader = &reported{r: file, total: l.Size, to: progress}
 	if l.Digest != "" {
 		in = verify(in, "the layer "+l.Name, l.Size, l.Digest)
 	}
@@ -141,18 +159,17 @@ func explainLayer(l Layer, err error) error {
 // reported tells how far a file has been read.
 type reported struct {
 	r     io.Reader
-	name  string
 	n     int64
 	told  int64
 	total int64
-	to    Progress
+	to    func(done, total int64)
 }
 
 func (p *reported) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
-	if p.n += int64(n); p.to != nil && (p.n-p.told >= 1<<20 || err != nil) {
+	if p.n += int64(n); p.n-p.told >= 1<<20 || err != nil {
 		p.told = p.n
-		p.to(p.name, p.n, p.total)
+		p.to(p.n, p.total)
 	}
 	return n, err
 }
@@ -190,5 +207,5 @@ func configOf(c *v1.ConfigFile, layers int, p v1.Platform) (*Config, error) {
 		}
 	}
 	return &Config{Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, Env: c.Config.Env, User: c.Config.User,
-		WorkingDir: c.Config.WorkingDir, Labels: c.Config.Labels}, nil
+		WorkDir: c.Config.WorkingDir}, nil
 }

@@ -1,0 +1,45 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/url"
+)
+
+// ImportImage makes an image of a file or directory of the host's.
+func (c *Client) ImportImage(ctx context.Context, req ImportImage, progress func(Event)) error {
+	_, err := c.operate(ctx, "POST", "/v1/images/import", req, progress)
+	return err
+}
+
+// ImportImageFrom makes an image of what r gives.
+func (c *Client) ImportImageFrom(ctx context.Context, req ImportImage, r io.Reader, progress func(Event)) error {
+	b, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	send, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	post, err := http.NewRequestWithContext(send, "POST", "http://banger/v1/images/import-stream?request="+url.QueryEscape(string(b)), io.NopCloser(r))
+	if err != nil {
+		return err
+	}
+	// The answer, the operation, comes at once and stays open; what r gives is sent for as long
+	// as that reads it.
+	resp, err := c.do(post)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		return readError(resp)
+	}
+	var op Operation
+	if err := json.NewDecoder(resp.Body).Decode(&op); err != nil {
+		return gone(err)
+	}
+	_, err = c.follow(ctx, op, progress)
+	return err
+}
