@@ -171,7 +171,8 @@ func mountDisks(cmdline string, args bootArgs) error {
 		return err
 	}
 	defer events.close()
-	if err := loadModules(cmdline); err != nil {
+	rest, err := loadModules(cmdline)
+	if err != nil {
 		return err
 	}
 	if err := awaitDevice(events, args.root); err != nil {
@@ -185,7 +186,7 @@ func mountDisks(cmdline string, args bootArgs) error {
 			complain(fmt.Errorf("kernel modules: %w", err))
 		}
 	}
-	return nil
+	return rest()
 }
 
 func awaitDevice(events *uevents, path string) error {

@@ -35,20 +35,27 @@ func (a *Agent) configure(c proto.Configure) error {
 	if err := a.configureKernel(c); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	was := a.id
-	a.mu.Unlock()
+	links := make(chan error, 1)
+	go func() { links <- a.setLinks(c.Links) }()
 	if err := a.writeFiles(c); err != nil {
 		a.Log.Printf("configure: %v", err)
 	}
+	var grown error
+	if c.GrowRoot {
+		_, grown = a.System.GrowRoot(a.Root)
+	}
+	if err := <-links; err != nil {
+		return fmt.Errorf("set up the guest's network: %w", err)
+	}
+	if grown != nil {
+		return errs.New(errs.Internal, "grow the guest's root filesystem").Because(grown)
+	}
+	a.mu.Lock()
+	was := a.id
+	a.mu.Unlock()
 	net := fmt.Sprint(c.Links, c.Nameservers, c.Search)
 	if was.configured && was.net != net {
 		go a.System.ReloadNetwork(a.Init) // which may take seconds, and changes nothing of what is set already
-	}
-	if c.GrowRoot {
-		if _, err := a.System.GrowRoot(a.Root); err != nil {
-			return errs.New(errs.Internal, "grow the guest's root filesystem").Because(err)
-		}
 	}
 	a.mu.Lock()
 	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env, net: net}
@@ -89,12 +96,13 @@ func (a *Agent) configureKernel(c proto.Configure) error {
 			return fmt.Errorf("set the guest's host name: %w", err)
 		}
 	}
+	return nil
+}
+
+func (a *Agent) setLinks(links []proto.Link) error {
 	ctx, cancel := context.WithTimeout(context.Background(), linkTimeout)
 	defer cancel()
-	if err := a.System.SetLinks(ctx, c.Links); err != nil {
-		return fmt.Errorf("set up the guest's network: %w", err)
-	}
-	return nil
+	return a.System.SetLinks(ctx, links)
 }
 
 // setClock never turns a clock back that programs have seen.

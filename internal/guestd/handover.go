@@ -1,6 +1,7 @@
 package guestd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log"
@@ -97,10 +98,14 @@ func RunAgent(argv []string) error {
 
 	ready := os.NewFile(readyFD, "ready")
 	unix.CloseOnExec(readyFD)
+	system := NewLinux()
+	// Loopback needs no word of the host's, which takes a while to come. Configure tells if
+	// this fails, for it does the same again.
+	go func() { _ = system.SetLinks(context.Background(), nil) }()
 	a := New(Config{
 		Root:   "/",
 		Init:   argv[1],
-		System: NewLinux(),
+		System: system,
 		Log:    log.New(os.Stderr, "banger-guest: ", 0),
 		Configured: func() {
 			ready.Write([]byte{1})

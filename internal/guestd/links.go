@@ -42,7 +42,10 @@ func (l *Linux) SetLinks(ctx context.Context, links []proto.Link) error {
 
 // awaitLinks returns the interfaces in the order of links.
 func awaitLinks(ctx context.Context, links []proto.Link) ([]netlink.Link, error) {
-	// Subscribed before the first look, so that no arrival is missed.
+	found, missing, err := findLinks(links)
+	if err != nil || missing == "" {
+		return found, err // as a rule: their driver is loaded before the agent starts
+	}
 	updates := make(chan netlink.LinkUpdate, 16)
 	stop := make(chan struct{})
 	defer close(stop)

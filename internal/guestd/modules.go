@@ -65,19 +65,49 @@ func (m module) wanted(virtioIDs []uint64, cmdline string) bool {
 	})
 }
 
-// loadModules loads what this machine needs of the list.
-func loadModules(cmdline string) error {
+// virtioBlock is the kind of virtio devices that are disks.
+const virtioBlock = 2
+
+// inStages parts the list: what others count on, then what only disks need, and beside that
+// what no disk needs. Each part keeps its order, and needs nothing of a later or other one.
+func inStages(mods []module) (first, disks, others []module) {
+	for _, m := range mods {
+		switch {
+		case slices.Equal(m.virtio, []uint64{virtioBlock}):
+			disks = append(disks, m)
+		case len(m.virtio) == 0 || slices.Contains(m.virtio, virtioBlock):
+			first = append(first, m)
+		default:
+			others = append(others, m)
+		}
+	}
+	return first, disks, others
+}
+
+// loadModules loads what this machine needs of the list to mount its disks, and goes on with
+// the other devices' modules, which take the kernel as long again: rest waits for those.
+func loadModules(cmdline string) (rest func() error, err error) {
 	list, err := os.ReadFile(moduleList)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return func() error { return nil }, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	mods, err := parseModules(list)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	first, disks, others := inStages(mods)
+	if err := loadAll(first, cmdline); err != nil {
+		return nil, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- loadAll(others, cmdline) }()
+	return func() error { return <-done }, loadAll(disks, cmdline)
+}
+
+func loadAll(mods []module, cmdline string) error {
 	for _, m := range mods {
 		// Read again each time: the modules before brought devices.
 		if !m.wanted(virtioIDs(), cmdline) {

@@ -99,6 +99,25 @@ func TestParseModules(t *testing.T) {
 	}
 }
 
+func TestModulesInStages(t *testing.T) {
+	mods, err := parseModules([]byte("ring\t\nbus\tcmdline:mmio\nshared\tvirtio:1,2\nblk\tvirtio:2\nconsole\tvirtio:3\nnet\tvirtio:1\next4\t\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	first, disks, others := inStages(mods)
+	for _, stage := range [][]module{first, disks, others} {
+		var paths []string
+		for _, m := range stage {
+			paths = append(paths, m.path)
+		}
+		got = append(got, strings.Join(paths, " "))
+	}
+	if want := []string{"ring bus shared ext4", "blk", "console net"}; !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func FuzzParseModules(f *testing.F) {
 	f.Add([]byte("/a\tvirtio:1\n/b\tcmdline:x\n"))
 	f.Add([]byte("/a\tother:1\n"))
