@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -79,92 +76,6 @@ func coldRun(b *bench) ([]Figure, error) {
 	return []Figure{
 		{"cold_run_ratio", ours / bare, "ratio", n, 1, fmt.Sprintf("%.2f s against %.2f s of the same QEMU by hand until the agent's first byte", ours, bare)},
 	}, nil
-}
-
-// byHand is the QEMU command line of a VM, with sockets of ours for its channel.
-type byHand struct {
-	program, dir string
-	args         []string
-	base         disk.Base
-}
-
-// machineByHand takes the command line from a VM that runs.
-func (b *bench) machineByHand() (*byHand, error) {
-	m := &byHand{dir: filepath.Join(b.scratch, "by-hand")}
-	if err := os.MkdirAll(m.dir, 0o700); err != nil {
-		return nil, err
-	}
-	err := b.withVM(func(name string) error {
-		vm, err := b.vm(name)
-		if err != nil {
-			return err
-		}
-		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", vm.PID))
-		if err != nil {
-			return err
-		}
-		if m.program, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", vm.PID)); err != nil {
-			return err
-		}
-		images, err := b.images()
-		if err != nil {
-			return err
-		}
-		m.base = disk.Base{Path: images["tiny"].Path, Bytes: images["tiny"].VirtualBytes}
-		line := strings.ReplaceAll(strings.TrimSuffix(string(raw), "\x00"), vm.Directory, m.dir)
-		m.args = strings.Split(line, "\x00")[1:]
-		return nil
-	}, "--net", "user") // which asks nothing of whoever starts it
-	return m, err
-}
-
-// untilReady starts the machine, calls then at the first byte on its channel, and ends it.
-func (m *byHand) untilReady(then func(*exec.Cmd) error) error {
-	if _, err := (qcow2.Driver{}).Clone(context.Background(), m.base, disk.Spec{Home: disk.Home{Dir: m.dir}}); err != nil {
-		return err
-	}
-	var files []*os.File
-	var channel string
-	for _, name := range []string{"monitor", "console", "channel"} { // as descriptors 3, 4 and 5
-		channel = filepath.Join(m.dir, name+".hand")
-		if err := os.Remove(channel); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		l, err := net.Listen("unix", channel)
-		if err != nil {
-			return err
-		}
-		l.(*net.UnixListener).SetUnlinkOnClose(false)
-		f, err := l.(*net.UnixListener).File()
-		l.Close()
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		files = append(files, f)
-	}
-	c := exec.Command(m.program, m.args...)
-	c.ExtraFiles = files
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.Start(); err != nil {
-		return err
-	}
-	defer func() {
-		c.Process.Kill()
-		c.Wait() // says only that it was killed
-	}()
-	conn, err := net.Dial("unix", channel)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
-		return err
-	}
-	if _, err = io.ReadFull(conn, make([]byte, 1)); err != nil {
-		return err
-	}
-	return then(c)
 }
 
 // idleCPU measures what an idle VM takes of a core.

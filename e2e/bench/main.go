@@ -63,7 +63,7 @@ func run(out string, long bool, only string) (err error) {
 		{"clones", clones}, {"guest_io", guestIO}, {"many_disks", manyDisks},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
-		{"dns", dnsFigures}, {"net_start_cost", netStartCost},
+		{"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"tap_throughput", tapThroughput},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}}
@@ -110,20 +110,29 @@ func timed(do func() error) (float64, error) {
 
 // inTurn times both, n times each in turn, and returns the medians in seconds.
 func inTurn(n int, ours, bare func() error) (a, b float64, err error) {
-	var as, bs []float64
+	medians, err := allInTurn(n, ours, bare)
+	if err != nil {
+		return 0, 0, err
+	}
+	return medians[0], medians[1], nil
+}
+
+// allInTurn times all sides, n times each in turn, and returns the medians in seconds.
+func allInTurn(n int, sides ...func() error) (medians []float64, err error) {
+	all := make([][]float64, len(sides))
 	for range n {
-		for _, side := range []struct {
-			do  func() error
-			all *[]float64
-		}{{ours, &as}, {bare, &bs}} {
-			s, err := timed(side.do)
+		for i, do := range sides {
+			s, err := timed(do)
 			if err != nil {
-				return 0, 0, err
+				return nil, err
 			}
-			*side.all = append(*side.all, s)
+			all[i] = append(all[i], s)
 		}
 	}
-	return median(as), median(bs), nil
+	for _, s := range all {
+		medians = append(medians, median(s))
+	}
+	return medians, nil
 }
 
 func median(all []float64) float64 {
