@@ -4,6 +4,9 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT   := $(shell git rev-parse HEAD 2>/dev/null)
+DATE     := $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
+STAMP    := -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 BIN      := build/bin
 AGENT    := internal/guest/embedded/bin/banger-guest
 RUNTIME  := $(CURDIR)/runtime
@@ -36,7 +39,7 @@ build: ## build the three programs into build/bin
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -ldflags '-s -w' -o $(AGENT) ./cmd/banger-guest
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION) -X main.checkout=$(CURDIR)' -o $(BIN)/bangerd ./cmd/bangerd
-	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o $(BIN)/banger ./cmd/banger
+	$(GO) build -trimpath -ldflags '$(STAMP)' -o $(BIN)/banger ./cmd/banger
 
 build-faults: ## build the programs that can be told to fail or die at any step, for tests
 	@mkdir -p $(BIN)-faults

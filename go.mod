@@ -6,6 +6,7 @@ require (
 	aead.dev/minisign v0.3.0
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/cavaliergopher/cpio v1.0.1
+	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/danielgtaylor/huma/v2 v2.37.2
 	github.com/docker/go-units v0.5.0
 	github.com/fsnotify/fsnotify v1.10.1

@@ -98,7 +98,7 @@ func TestNoArtefactIsTracked(t *testing.T) {
 	for _, name := range strings.Split(string(out), "\x00") {
 		for _, pattern := range []string{"runtime/", "build/", ".ext4", ".qcow2", ".cpio", "vmlinux", "vmlinuz", ".test"} {
 			base := name[strings.LastIndex(name, "/")+1:]
-			if strings.HasPrefix(name, pattern) || strings.HasSuffix(base, pattern) {
+			if name == strings.TrimSuffix(pattern, "/") || strings.HasPrefix(name, pattern) || strings.HasSuffix(base, pattern) {
 				t.Errorf("%s is tracked", name)
 			}
 		}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -131,9 +132,22 @@ func readError(resp *http.Response) error {
 	var e Error
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil || json.Unmarshal(b, &e) != nil || e.Message == "" {
+		if resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusMethodNotAllowed {
+			return unknownRequest(resp)
+		}
 		return &Error{Code: "internal", Message: "the daemon answered " + resp.Status}
 	}
 	return &e
+}
+
+// VersionHeader is in every answer of a daemon, and tells its version.
+const VersionHeader = "Banger-Version"
+
+// unknownRequest is the error where a daemon of another version has no such call.
+func unknownRequest(resp *http.Response) error {
+	return &Error{Code: "unsupported",
+		Message: fmt.Sprintf("the daemon, version %s, does not know this request", cmp.Or(resp.Header.Get(VersionHeader), "unknown")),
+		Hint:    "it is of another version than this program: upgrade the older of them; `banger daemon stop` ends the daemon, the next command starts the one installed, and VMs run on"}
 }
 
 func (c *Client) call(ctx context.Context, method, path string, body, result any) error {

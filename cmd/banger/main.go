@@ -8,8 +8,12 @@ import (
 	"banger/internal/cli"
 )
 
-// version is set by the linker.
-var version = "devel"
+// Set by the linker.
+var (
+	version = "devel"
+	commit  = "" // of the source
+	date    = "" // of that commit
+)
 
 func main() {
 	os.Exit(cli.Program{
@@ -19,5 +23,7 @@ func main() {
 		Stderr:  os.Stderr,
 		Env:     os.Environ(),
 		Version: version,
+		Commit:  commit,
+		Date:    date,
 	}.Run(context.Background()))
 }

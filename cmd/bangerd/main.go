@@ -25,13 +25,22 @@ var (
 
 func main() {
 	readyFD := flag.Int("ready-fd", -1, "write `ready` to this descriptor once the socket serves")
+	flags := map[string]string{}
+	for _, k := range config.Keys {
+		flag.Func(k.Flag(), k.Doc, func(v string) error { flags[k.Name] = v; return nil })
+	}
+	showVersion := flag.Bool("version", false, "show the version")
 	flag.Parse()
+	if *showVersion {
+		fmt.Println("bangerd", version)
+		return
+	}
 	ready := io.WriteCloser(os.Stderr)
 	if *readyFD >= 0 {
 		syscall.CloseOnExec(*readyFD) // a machine started during recovery must not hold it
 		ready = os.NewFile(uintptr(*readyFD), "ready")
 	}
-	if err := run(ready); err != nil {
+	if err := run(ready, flags); err != nil {
 		report := "error: " + strings.ReplaceAll(err.Error(), "\n", " ") + "\n"
 		if hint := errs.HintOf(err); hint != "" {
 			report += "hint: " + hint + "\n"
@@ -44,12 +53,12 @@ func main() {
 	}
 }
 
-func run(ready io.WriteCloser) error {
+func run(ready io.WriteCloser, flags map[string]string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// A terminal's hang-up and its Ctrl-C are for the command that started us.
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-	cfg, err := config.Load(os.Getenv, os.Geteuid())
+	cfg, err := config.Load(os.Getenv, os.Geteuid(), flags)
 	if err != nil {
 		return err
 	}
@@ -58,7 +67,7 @@ func run(ready io.WriteCloser) error {
 		return err
 	}
 	d, err := daemon.Open(ctx, daemon.Options{
-		Config: cfg, Getenv: os.Getenv, Executable: exe, Checkout: checkout, Version: version,
+		Config: cfg, Executable: exe, Checkout: checkout, Version: version,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/config"
 	"banger/internal/errs"
 )
 
@@ -24,12 +26,31 @@ const startLimit = time.Minute
 
 // connect returns a client of the daemon, which it starts if none answers.
 func (a *app) connect(ctx context.Context) (*api.Client, error) {
-	client := api.New(a.config.Socket)
-	err := ping(ctx, client)
+	client, _, err := a.find(ctx)
 	if errors.Is(err, api.ErrNoDaemon) {
 		err = a.startDaemon(ctx, client)
 	}
 	return client, err
+}
+
+// find returns a client of the daemon that answers: the person's own, else, unless they
+// named one, the system's where it serves them. Without any it is one of their own, and the
+// error api.ErrNoDaemon.
+func (a *app) find(ctx context.Context) (client *api.Client, system bool, err error) {
+	client = api.New(a.config.Socket)
+	if err = ping(ctx, client); !errors.Is(err, api.ErrNoDaemon) || !a.config.DefaultPlaces() {
+		return client, false, err
+	}
+	theirs := api.New(a.systemSocket())
+	if ping(ctx, theirs) != nil { // it is not there, or not for this person
+		return client, false, err
+	}
+	return theirs, true, nil
+}
+
+// systemSocket is where the system's daemon is; tests have another place for it.
+func (a *app) systemSocket() string {
+	return cmp.Or(a.SystemSocket, config.SystemSocket)
 }
 
 // hangups is how often a daemon may hang up on us before that is an error. One that ends does
@@ -137,14 +158,7 @@ func (a *app) launch(ctx context.Context, program string) error {
 	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	cmd := exec.Command(program, "--ready-fd", "3")
 	cmd.Dir = "/" // so that it holds no file system of the person's
-	cmd.Env = append(a.Env[:len(a.Env):len(a.Env)],
-		"BANGER_STATE_DIR="+a.config.StateDir, "BANGER_SOCKET="+a.config.Socket)
-	if d := a.getenv("BANGER_RUNTIME_DIR"); d != "" {
-		if d, err = filepath.Abs(d); err != nil {
-			return failed.Because(err)
-		}
-		cmd.Env = append(cmd.Env, "BANGER_RUNTIME_DIR="+d)
-	}
+	cmd.Env = append(a.Env[:len(a.Env):len(a.Env)], a.configEnv()...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -29,6 +29,7 @@ func (a *app) daemonCommand() *cobra.Command {
 // daemonStatus is what daemon status --json prints.
 type daemonStatus struct {
 	Running bool        `json:"running"`
+	System  bool        `json:"system"` // it is the system's, not the person's own
 	Daemon  *api.Daemon `json:"daemon"` // null if none runs
 }
 
@@ -40,19 +41,27 @@ func (a *app) daemonStatusCommand() *cobra.Command {
 		Example: "  banger daemon status --json",
 		Args:    args(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, system, err := a.find(cmd.Context())
+			if err != nil && !errors.Is(err, api.ErrNoDaemon) {
+				return err
+			}
 			d, err := a.runningDaemon(cmd.Context())
 			if err != nil {
 				return err
 			}
+			whose := "your own"
+			if system {
+				whose = "the system's, since none of your own runs"
+			}
 			switch {
 			case asJSON:
-				err = a.json(daemonStatus{d != nil, d})
+				err = a.json(daemonStatus{d != nil, system, d})
 			case d == nil:
 				a.print("no daemon runs on %s\n", shown(a.config.Socket))
 			default:
 				rows := [][]string{
 					{"running", "pid " + strconv.Itoa(d.PID) + ", up " + duration(time.Since(d.StartedAt))},
-					{"version", d.Version}, {"socket", d.Socket}, {"state", d.StateDir}, {"log", a.daemonLog()},
+					{"daemon", whose}, {"version", d.Version}, {"socket", d.Socket}, {"state", d.StateDir}, {"log", a.daemonLog()},
 					{"VMs", strconv.Itoa(d.VMs) + ", " + strconv.Itoa(d.Running) + " running"},
 				}
 				for _, note := range d.Notes {
@@ -102,7 +111,7 @@ func (a *app) daemonStopCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := api.New(a.config.Socket).StopDaemon(cmd.Context()); err != nil {
+			if err := api.New(d.Socket).StopDaemon(cmd.Context()); err != nil {
 				return err
 			}
 			return ended(cmd.Context())

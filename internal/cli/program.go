@@ -36,6 +36,10 @@ type Program struct {
 	Stderr  io.Writer // progress and messages
 	Env     []string  // K=V; also the environment of a daemon or ssh that it starts
 	Version string
+	// SystemSocket is where the system's daemon listens; empty: where systemd has it.
+	SystemSocket string
+	Commit       string // of the source, or empty
+	Date         string // of that commit, RFC 3339, or empty
 }
 
 // app is a Program under way.
@@ -123,6 +127,7 @@ func (a *app) root() *cobra.Command {
 		PersistentPreRunE: a.begin,
 	}
 	root.SetFlagErrorFunc(flagError)
+	configFlags(root)
 	root.AddGroup(&cobra.Group{ID: groupVM, Title: "Virtual machines:"},
 		&cobra.Group{ID: groupAssets, Title: "What they are made of:"},
 		&cobra.Group{ID: groupHost, Title: "The host:"})
@@ -139,7 +144,7 @@ func (a *app) root() *cobra.Command {
 		c.GroupID = groupAssets
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.daemonCommand(), a.doctorCommand(), a.eventsCommand(), a.networkCommand(), a.dnsCommand(), a.systemCommand(), a.sshConfigCommand(), a.versionCommand()} {
+	for _, c := range []*cobra.Command{a.configCommand(), a.daemonCommand(), a.doctorCommand(), a.eventsCommand(), a.networkCommand(), a.dnsCommand(), a.systemCommand(), a.sshConfigCommand(), a.versionCommand()} {
 		c.GroupID = groupHost
 		root.AddCommand(c)
 	}
@@ -162,7 +167,7 @@ func (a *app) root() *cobra.Command {
 func (a *app) begin(cmd *cobra.Command, _ []string) (err error) {
 	var empty *pflag.Flag
 	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if f.Value.Type() == "string" && f.Value.String() == "" {
+		if f.Value.Type() == "string" && f.Value.String() == "" && f != cmd.Root().PersistentFlags().Lookup(f.Name) {
 			empty = f
 		}
 	})
@@ -171,7 +176,7 @@ func (a *app) begin(cmd *cobra.Command, _ []string) (err error) {
 	}
 	a.started = true
 	if _, ok := cmd.Annotations[noConfig]; !ok {
-		a.config, err = config.Load(a.getenv, os.Geteuid())
+		a.config, err = config.Load(a.getenv, os.Geteuid(), configFlagsSet(cmd.Root()))
 	}
 	return err
 }

@@ -101,11 +101,10 @@ func (a *app) self() (selfCommand, error) {
 		return nil, errs.New(errs.Unavailable, "find banger's own path").Because(err)
 	}
 	self := selfCommand{path}
-	if a.getenv("BANGER_STATE_DIR") != "" {
-		self = append(self, "--state-dir", a.config.StateDir)
-	}
-	if a.getenv("BANGER_SOCKET") != "" {
-		self = append(self, "--socket", a.config.Socket)
+	for _, s := range a.config.Settings {
+		if named := !s.IsDefault() && !s.InFile(); named && (s.Key.Name == "state_dir" || s.Key.Name == "socket") {
+			self = append(self, "--"+s.Key.Flag(), s.Text())
+		}
 	}
 	for _, word := range self {
 		if strings.ContainsAny(word, "\n\r\x00") {

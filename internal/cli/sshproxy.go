@@ -9,23 +9,6 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// placeFlags gives the commands that ssh runs the flags of selfCommand.
-func (a *app) placeFlags(cmd *cobra.Command) {
-	var state, socket string
-	cmd.Hidden = true
-	cmd.Flags().StringVar(&state, "state-dir", "", "state directory")
-	cmd.Flags().StringVar(&socket, "socket", "", "socket of the daemon")
-	cmd.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {
-		if state != "" {
-			a.Env = append(a.Env, "BANGER_STATE_DIR="+state)
-		}
-		if socket != "" {
-			a.Env = append(a.Env, "BANGER_SOCKET="+socket)
-		}
-		return a.begin(cmd, args)
-	}
-}
-
 // sshProxyCommand is the ProxyCommand: it connects ssh to the SSH server of a VM's agent.
 func (a *app) sshProxyCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -51,7 +34,7 @@ func (a *app) sshProxyCommand() *cobra.Command {
 			return left(cmd.Context(), err)
 		},
 	}
-	a.placeFlags(cmd)
+	cmd.Hidden = true
 	return cmd
 }
 
@@ -79,6 +62,6 @@ func (a *app) sshKnownHostsCommand() *cobra.Command {
 			return nil
 		},
 	}
-	a.placeFlags(cmd)
+	cmd.Hidden = true
 	return cmd
 }

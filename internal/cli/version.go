@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -14,7 +13,8 @@ import (
 // versions is what version --json prints.
 type versions struct {
 	Version string      `json:"version"`
-	Commit  string      `json:"commit,omitempty"` // of the source, with -dirty where it was changed
+	Commit  string      `json:"commit,omitempty"` // of the source
+	Date    string      `json:"date,omitempty"`   // of that commit
 	Go      string      `json:"go"`
 	Daemon  *api.Daemon `json:"daemon"` // null if none runs
 }
@@ -27,7 +27,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Example: "  banger version --json",
 		Args:    args(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := versions{Version: a.Version, Commit: commit(), Go: runtime.Version()}
+			v := versions{Version: a.Version, Commit: a.Commit, Date: a.Date, Go: runtime.Version()}
 			var err error
 			if v.Daemon, err = a.runningDaemon(cmd.Context()); err != nil {
 				return err
@@ -37,7 +37,7 @@ func (a *app) versionCommand() *cobra.Command {
 			}
 			a.print("banger %s", v.Version)
 			if v.Commit != "" {
-				a.print(" (%s)", v.Commit)
+				a.print(" (%s, %s)", v.Commit[:min(12, len(v.Commit))], v.Date)
 			}
 			a.print("\n")
 			if v.Daemon != nil {
@@ -52,9 +52,8 @@ func (a *app) versionCommand() *cobra.Command {
 
 // runningDaemon describes the daemon, or is nil if none runs.
 func (a *app) runningDaemon(ctx context.Context) (*api.Daemon, error) {
-	client := api.New(a.config.Socket)
+	client, _, err := a.find(ctx)
 	var d api.Daemon
-	err := ping(ctx, client)
 	if err == nil {
 		d, err = client.Daemon(ctx)
 	}
@@ -65,24 +64,4 @@ func (a *app) runningDaemon(ctx context.Context) (*api.Daemon, error) {
 		return nil, err
 	}
 	return &d, nil
-}
-
-func commit() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	var revision, dirty string
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			revision = s.Value
-		case s.Key == "vcs.modified" && s.Value == "true":
-			dirty = "-dirty"
-		}
-	}
-	if revision == "" {
-		return ""
-	}
-	return revision[:min(12, len(revision))] + dirty
 }

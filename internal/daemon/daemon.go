@@ -33,7 +33,6 @@ import (
 // Options say how a daemon is to run.
 type Options struct {
 	Config     config.Config
-	Getenv     func(string) string
 	Executable string // of this program: the install layout is found beside it
 	Checkout   string // root of the checkout that it was built in, or empty
 	Version    string
@@ -87,7 +86,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	d.ops = op.NewRegistry(run)
 	d.library = newLibrary(state, opts.Config.Runtime, opts.Version, d.bundle, d.bundleTarget)
 	if opts.Config.RepoRoot != "" {
-		d.note("repo_root in the config file is there for old config files only; write runtime_dir = %q instead", filepath.Join(opts.Config.RepoRoot, "runtime"))
+		d.note("repo_root is there for old config files only; write runtime_dir = %q instead", filepath.Join(opts.Config.RepoRoot, "runtime"))
 	}
 	memory, err := host.MemoryBytes()
 	if err != nil {
@@ -214,13 +213,16 @@ const drainLimit = 30 * time.Second
 // Serve listens on the configured socket, calls ready, and serves until ctx ends or a
 // client asks it to stop.
 func (d *Daemon) Serve(ctx context.Context, ready func()) error {
-	l, err := listen(d.opts.Config.Socket)
+	l, err := openSocket(d.opts.Config.Socket, d.opts.Config.Owner)
 	if err != nil {
 		return err
 	}
-	own, err := os.Lstat(d.opts.Config.Socket)
-	if err != nil {
-		return err
+	d.opts.Config.Socket = l.path
+	if owner := d.opts.Config.Owner; owner != nil {
+		if err := d.identity.handTo(owner, filepath.Dir(l.path)); err != nil {
+			l.Close()
+			return err
+		}
 	}
 	huma.NewError = server.NewError
 	s := server.Server{
@@ -242,7 +244,7 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	}()
 	watch, unwatch := context.WithCancel(ctx)
 	defer unwatch()
-	go d.watchSocket(watch, own)
+	go d.watchSocket(watch, l)
 	ready()
 	select {
 	case err = <-served:
@@ -250,7 +252,7 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	case <-d.stopping:
 	}
 	unwatch()
-	d.turnAway(l, own)
+	d.turnAway(l)
 	<-served
 	d.cancel() // operations undo what they did
 	drain, done := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
@@ -264,14 +266,12 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 
 // turnAway takes no more clients: who comes now starts the next daemon, which waits for the end
 // of this one.
-func (d *Daemon) turnAway(l net.Listener, own os.FileInfo) {
+func (d *Daemon) turnAway(l *endpoint) {
 	if _, err := d.lock.WriteAt([]byte(ending), 0); err != nil { // on a full disk, say
 		d.opts.Log.Warn("tell the next daemon that this one is ending", "err", err)
 	}
 	l.Close() // says only that it is closed already, if so
-	if isAt(own, d.opts.Config.Socket) {
-		os.Remove(d.opts.Config.Socket)
-	}
+	l.remove()
 }
 
 // stop ends Serve; it returns at once.

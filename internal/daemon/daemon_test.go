@@ -23,7 +23,6 @@ func options(t *testing.T) Options {
 	return Options{
 		Config: config.Config{StateDir: state, Socket: filepath.Join(state, "bangerd.sock"), Image: "tiny", Kernel: "debian",
 			DNS: config.DNS{Publish: "hosts", HostsFile: filepath.Join(state, "hosts")}},
-		Getenv: func(string) string { return "" }, Executable: filepath.Join(state, "bin", "bangerd"),
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 }

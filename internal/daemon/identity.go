@@ -11,6 +11,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/crypto/ssh"
 
+	"banger/internal/config"
 	"banger/internal/errs"
 	"banger/internal/vm"
 )
@@ -37,6 +38,32 @@ func loadIdentity(dir string) (identity, error) {
 	}
 	id.public = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))) + " banger"
 	return id, nil
+}
+
+// handTo puts a copy of the private key where its owner, who can't look into the state
+// directory, can read it, and nobody else.
+func (id *identity) handTo(owner *config.Owner, dir string) error {
+	fail := func(err error) error {
+		return errs.New(errs.Unavailable, "give %s the SSH key of VMs", owner.Name).Because(err)
+	}
+	raw, err := os.ReadFile(id.file)
+	if err != nil {
+		return fail(err)
+	}
+	f, err := renameio.NewPendingFile(filepath.Join(dir, "id_ed25519"), renameio.WithPermissions(0o600))
+	if err != nil {
+		return fail(err)
+	}
+	defer f.Cleanup()
+	_, err = f.Write(raw)
+	if err == nil {
+		err = errors.Join(f.Chown(owner.UID, owner.GID), f.CloseAtomicallyReplace())
+	}
+	if err != nil {
+		return fail(err)
+	}
+	id.file = filepath.Join(dir, "id_ed25519")
+	return nil
 }
 
 func newIdentity(dir, file string) ([]byte, error) {

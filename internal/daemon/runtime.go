@@ -18,15 +18,16 @@ import (
 )
 
 func (d *Daemon) bundleConfig() runtimedir.Config {
-	return runtimedir.Config{RuntimeDir: d.opts.Config.RuntimeDir, RepoRoot: d.opts.Config.RepoRoot}
+	c := d.opts.Config
+	return runtimedir.Config{RuntimeDir: c.RuntimeDir, RuntimeRule: c.Origin("runtime_dir"), RepoRoot: c.RepoRoot}
 }
 
 func (d *Daemon) bundle() (runtimedir.Bundle, error) {
-	return runtimedir.Resolve(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
+	return runtimedir.Resolve(d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
 }
 
 func (d *Daemon) bundleTarget() (runtimedir.Bundle, error) {
-	return runtimedir.Target(d.opts.Getenv, d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
+	return runtimedir.Target(d.bundleConfig(), d.opts.Executable, d.opts.Checkout)
 }
 
 func (l *library) Runtime() (api.Runtime, error) {

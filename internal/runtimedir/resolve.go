@@ -25,10 +25,11 @@ const (
 // EnvDir is the environment variable that names the bundle.
 const EnvDir = "BANGER_RUNTIME_DIR"
 
-// Config is what the config file says of the bundle. Paths are absolute or "".
+// Config is what was said of the bundle. Paths are absolute or "".
 type Config struct {
-	RuntimeDir string // the bundle itself
-	RepoRoot   string // a checkout that has it in ./runtime; kept for old config files
+	RuntimeDir  string // the bundle itself
+	RuntimeRule string // who says so, for people
+	RepoRoot    string // a checkout that has it in ./runtime; kept for old config files
 }
 
 // Bundle is a runtime bundle that was found.
@@ -57,16 +58,13 @@ type place struct {
 
 // places lists where a bundle may be, in order. executable is the path of the running
 // program, with links resolved; checkout is the source tree it was built in, or "".
-func places(env func(string) string, cfg Config, executable, checkout string) []place {
+func places(cfg Config, executable, checkout string) []place {
 	var out []place
-	if dir := env(EnvDir); dir != "" {
-		out = append(out, place{dir, "$" + EnvDir, true})
-	}
 	if cfg.RuntimeDir != "" {
-		out = append(out, place{cfg.RuntimeDir, "runtime_dir in the config file", true})
+		out = append(out, place{cfg.RuntimeDir, cfg.RuntimeRule, true})
 	}
 	if cfg.RepoRoot != "" {
-		out = append(out, place{filepath.Join(cfg.RepoRoot, "runtime"), "repo_root in the config file, which is there for old config files only: write runtime_dir instead", true})
+		out = append(out, place{filepath.Join(cfg.RepoRoot, "runtime"), "repo_root, which is there for old config files only: write runtime_dir instead", true})
 	}
 	if executable != "" {
 		out = append(out, place{filepath.Join(filepath.Dir(executable), "..", "lib", "banger"), "beside the program", false})
@@ -84,9 +82,9 @@ func places(env func(string) string, cfg Config, executable, checkout string) []
 
 // Resolve finds the bundle. errs.Unavailable if there is none, with the places looked at
 // and the command that makes one. A place that someone named is the only one looked at.
-func Resolve(env func(string) string, cfg Config, executable, checkout string) (Bundle, error) {
+func Resolve(cfg Config, executable, checkout string) (Bundle, error) {
 	var looked []string
-	for _, p := range places(env, cfg, executable, checkout) {
+	for _, p := range places(cfg, executable, checkout) {
 		dir, err := filepath.Abs(p.dir)
 		if err != nil {
 			return Bundle{}, err
@@ -113,11 +111,11 @@ func Resolve(env func(string) string, cfg Config, executable, checkout string) (
 
 // Target says where a build puts the bundle: the place someone named, else where there is
 // one already, else the checkout's, else beside the program.
-func Target(env func(string) string, cfg Config, executable, checkout string) (Bundle, error) {
-	if b, err := Resolve(env, cfg, executable, checkout); err == nil {
+func Target(cfg Config, executable, checkout string) (Bundle, error) {
+	if b, err := Resolve(cfg, executable, checkout); err == nil {
 		return b, nil
 	}
-	all := places(env, cfg, executable, checkout)
+	all := places(cfg, executable, checkout)
 	if len(all) == 0 {
 		return Bundle{}, errs.New(errs.Invalid, "no place is known for the runtime bundle").Try("name one in $%s", EnvDir)
 	}

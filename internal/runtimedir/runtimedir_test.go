@@ -27,33 +27,30 @@ func bundleIn(t *testing.T, dir string) string {
 
 func TestResolve(t *testing.T) {
 	base := t.TempDir()
-	named, configured := bundleIn(t, filepath.Join(base, "named")), bundleIn(t, filepath.Join(base, "configured"))
+	configured := bundleIn(t, filepath.Join(base, "configured"))
 	repo, checkout, prefix := filepath.Join(base, "repo"), filepath.Join(base, "checkout"), filepath.Join(base, "usr")
 	bundleIn(t, filepath.Join(repo, "runtime"))
 	bundleIn(t, filepath.Join(checkout, "runtime"))
 	bundleIn(t, filepath.Join(prefix, "lib/banger"))
-	all := Config{RuntimeDir: configured, RepoRoot: repo}
+	all := Config{RuntimeDir: configured, RuntimeRule: "runtime_dir in the file", RepoRoot: repo}
 	for _, c := range []struct {
 		name       string
-		env        string
 		cfg        Config
 		exe        string
 		checkout   string
 		want, rule string
 	}{
-		{"environment first", named, all, prefix + "/bin/banger", checkout, named, "$BANGER_RUNTIME_DIR"},
-		{"then runtime_dir", "", all, prefix + "/bin/banger", checkout, configured, "runtime_dir in the config file"},
-		{"then repo_root", "", Config{RepoRoot: repo}, prefix + "/bin/banger", checkout, repo + "/runtime", "repo_root in the config file, which is there for old config files only: write runtime_dir instead"},
-		{"then beside the program", "", Config{}, prefix + "/bin/banger", checkout, prefix + "/lib/banger", "beside the program"},
-		{"then the checkout", "", Config{}, base + "/opt/bin/banger", checkout, checkout + "/runtime", "in the checkout the program was built in"},
+		{"runtime_dir first", all, prefix + "/bin/banger", checkout, configured, "runtime_dir in the file"},
+		{"then repo_root", Config{RepoRoot: repo}, prefix + "/bin/banger", checkout, repo + "/runtime", "repo_root, which is there for old config files only: write runtime_dir instead"},
+		{"then beside the program", Config{}, prefix + "/bin/banger", checkout, prefix + "/lib/banger", "beside the program"},
+		{"then the checkout", Config{}, base + "/opt/bin/banger", checkout, checkout + "/runtime", "in the checkout the program was built in"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			env := func(key string) string { return map[string]string{EnvDir: c.env}[key] }
-			b, err := Resolve(env, c.cfg, c.exe, c.checkout)
+			b, err := Resolve(c.cfg, c.exe, c.checkout)
 			if err != nil || b.Dir != c.want || b.Rule != c.rule {
 				t.Errorf("got %+v, %v; want %s by %s", b, err, c.want, c.rule)
 			}
-			target, err := Target(env, c.cfg, c.exe, c.checkout)
+			target, err := Target(c.cfg, c.exe, c.checkout)
 			if err != nil || target != b {
 				t.Errorf("a build would go to %+v, %v", target, err)
 			}
@@ -63,9 +60,8 @@ func TestResolve(t *testing.T) {
 
 func TestResolveNothing(t *testing.T) {
 	base := t.TempDir()
-	none := func(string) string { return "" }
 	exe, checkout := filepath.Join(base, "bin/banger"), filepath.Join(base, "src")
-	_, err := Resolve(none, Config{}, exe, checkout)
+	_, err := Resolve(Config{}, exe, checkout)
 	if errs.KindOf(err) != errs.Unavailable || !strings.Contains(errs.HintOf(err), "banger runtime build") {
 		t.Fatalf("no bundle: %v, hint %q", err, errs.HintOf(err))
 	}
@@ -74,24 +70,24 @@ func TestResolveNothing(t *testing.T) {
 			t.Errorf("%v does not name %s", err, place)
 		}
 	}
-	if target, err := Target(none, Config{}, exe, checkout); err != nil || target.Dir != filepath.Join(checkout, "runtime") {
+	if target, err := Target(Config{}, exe, checkout); err != nil || target.Dir != filepath.Join(checkout, "runtime") {
 		t.Errorf("a build would go to %+v, %v", target, err)
 	}
-	if target, err := Target(none, Config{}, exe, ""); err != nil || target.Dir != filepath.Join(base, "lib/banger") {
+	if target, err := Target(Config{}, exe, ""); err != nil || target.Dir != filepath.Join(base, "lib/banger") {
 		t.Errorf("without a checkout a build would go to %+v, %v", target, err)
 	}
 
 	// A place that was named is not passed over for another.
 	bundleIn(t, filepath.Join(checkout, "runtime"))
 	gone := filepath.Join(base, "gone")
-	env := func(string) string { return gone }
-	if _, err := Resolve(env, Config{}, exe, checkout); errs.KindOf(err) != errs.Unavailable || !strings.Contains(err.Error(), gone) || strings.Contains(err.Error(), checkout) {
+	env := Config{RuntimeDir: gone, RuntimeRule: "$BANGER_RUNTIME_DIR"}
+	if _, err := Resolve(env, exe, checkout); errs.KindOf(err) != errs.Unavailable || !strings.Contains(err.Error(), gone) || strings.Contains(err.Error(), checkout) {
 		t.Errorf("a named place without a bundle: %v", err)
 	}
-	if target, err := Target(env, Config{}, exe, checkout); err != nil || target.Dir != gone {
+	if target, err := Target(env, exe, checkout); err != nil || target.Dir != gone {
 		t.Errorf("a build would go to %+v, %v", target, err)
 	}
-	if _, err := Target(none, Config{}, "", ""); errs.KindOf(err) != errs.Invalid {
+	if _, err := Target(Config{}, "", ""); errs.KindOf(err) != errs.Invalid {
 		t.Errorf("no place at all: %v", err)
 	}
 }

@@ -79,7 +79,15 @@ func (s *Server) Handler(version string) http.Handler {
 	s.systemRoutes(a)
 	s.diskRoutes(a)
 	s.networkRoutes(a)
-	return mux
+	return versioned(version, mux)
+}
+
+// versioned tells in every answer which version of the daemon gives it.
+func versioned(version string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(api.VersionHeader, version)
+		next.ServeHTTP(w, r)
+	})
 }
 
 // route is the short form of a huma.Operation.
