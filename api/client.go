@@ -244,10 +244,10 @@ func (c *Client) ResumeVM(ctx context.Context, ref string, progress func(Event))
 	return c.operate(ctx, "POST", vmPath(ref, "/resume"), nil, progress)
 }
 
-// RemoveVM deletes a VM with its disk. A running one is refused unless force is set.
-func (c *Client) RemoveVM(ctx context.Context, ref string, force bool, progress func(Event)) error {
-	_, err := c.operate(ctx, "DELETE", vmPath(ref, "?force="+strconv.FormatBool(force)), nil, progress)
-	return err
+// RemoveVM deletes a VM with its disk. A running one is refused unless force is set. Of what it
+// returns only the id and the name are set.
+func (c *Client) RemoveVM(ctx context.Context, ref string, force bool, progress func(Event)) (VM, error) {
+	return c.operate(ctx, "DELETE", vmPath(ref, "?force="+strconv.FormatBool(force)), nil, progress)
 }
 
 // Logs reads the VM's console log from its oldest byte; with follow it goes on as more

@@ -68,7 +68,7 @@ func (c *Client) follow(ctx context.Context, op Operation, progress func(Event))
 			}
 			continue
 		}
-		var vm VM
+		vm := VM{ID: op.VM, Name: op.Name} // all that is left to tell of one that is gone
 		if e.VM != nil {
 			vm = *e.VM
 		}

@@ -265,6 +265,7 @@ type Operation struct {
 	ID   string `json:"id"`
 	Kind string `json:"kind"`
 	VM   string `json:"vm,omitempty" doc:"Id of the VM it is about"`
+	Name string `json:"name,omitempty" doc:"Name of that VM"`
 }
 
 // Event is a step of an operation. The last one of a stream has Finished set.

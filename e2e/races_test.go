@@ -137,7 +137,7 @@ func TestTheDaemonDoesNotGrow(t *testing.T) {
 		for range n {
 			v, err := client.CreateVM(t.Context(), api.CreateVM{Image: "tiny", Net: "none", Start: start, Wait: "agent"}, nil)
 			if err == nil {
-				err = client.RemoveVM(t.Context(), v.ID, true, nil)
+				_, err = client.RemoveVM(t.Context(), v.ID, true, nil)
 			}
 			if err != nil {
 				t.Fatal(err)

@@ -149,7 +149,7 @@ func randomVerb(ctx context.Context, client *api.Client, r *rand.Rand, name stri
 		return err
 	}
 	m.unsure = true
-	err = client.RemoveVM(ctx, name, true, nil)
+	_, err = client.RemoveVM(ctx, name, true, nil)
 	*m = model{exists: err != nil, unsure: err != nil}
 	return err
 }

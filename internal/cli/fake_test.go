@@ -225,7 +225,7 @@ func (f *fake) begin(kind string, vm *api.VM) api.Operation {
 		}
 		op.events = append(op.events, last)
 	}
-	return api.Operation{ID: id, Kind: kind, VM: vm.ID}
+	return api.Operation{ID: id, Kind: kind, VM: vm.ID, Name: vm.Name}
 }
 
 func (f *fake) onVM(kind string, act func(*api.VM, *http.Request) *api.Error) func(*http.Request) (any, *api.Error) {

@@ -33,9 +33,6 @@ func (a *app) each(ctx context.Context, refs []string, work func(ref string, pro
 				}
 				return
 			}
-			if name == "" { // the VM was to be removed when it stopped
-				name = ref
-			}
 			a.print("%s\n", shown(name))
 		})
 	}

@@ -89,7 +89,7 @@ func (a *app) boot(ctx context.Context, client *api.Client, req api.CreateVM) (a
 	if err != nil || ctx.Err() == nil {
 		return vm, err
 	}
-	if err := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil); err != nil {
+	if _, err := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil); err != nil {
 		a.report(err)
 	}
 	return vm, ctx.Err()
@@ -118,7 +118,7 @@ func (a *app) run(ctx context.Context, client *api.Client, req api.CreateVM, o r
 		}
 		return err
 	}
-	gone := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil)
+	_, gone := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil)
 	if gone == nil || notFound(gone) {
 		return err
 	}

@@ -212,11 +212,8 @@ func (a *app) pruneCommand() *cobra.Command {
 				a.print("%s\n", shown(f.Path))
 			}
 			return a.each(ctx, stopped, func(ref string, progress func(api.Event)) (string, error) {
-				vm, err := client.VM(ctx, ref)
-				if err != nil {
-					return "", err
-				}
-				return vm.Name, client.RemoveVM(ctx, ref, false, progress) // one that was started meanwhile stays
+				vm, err := client.RemoveVM(ctx, ref, false, progress) // one that was started meanwhile stays
+				return vm.Name, err
 			})
 		},
 	}

@@ -125,11 +125,7 @@ func (a *app) rmCommand() *cobra.Command {
 	var force bool
 	cmd := a.verbCommand("rm", "Remove VMs with their disks", "banger rm -f web", anyState,
 		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
-			vm, err := client.VM(ctx, ref)
-			if err != nil {
-				return vm, err
-			}
-			return vm, client.RemoveVM(ctx, vm.ID, force, progress)
+			return client.RemoveVM(ctx, ref, force, progress)
 		})
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove running VMs too")
 	return cmd

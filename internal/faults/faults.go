@@ -59,6 +59,18 @@ func (s store) Update(ctx context.Context, id, cause string, change func(*vm.VM)
 	return step(s.door, "store "+cause, func() (vm.VM, error) { return s.Store.Update(ctx, id, cause, change, resources...) })
 }
 
+// Intend syncs at once: steps taken side by side would be in no order.
+func (s store) Intend(ctx context.Context, id, cause string, change func(*vm.VM) error, resources ...vm.Change) (vm.VM, func() error, error) {
+	v, err := step(s.door, "store "+cause, func() (v vm.VM, err error) {
+		var sync func() error
+		if v, sync, err = s.Store.Intend(ctx, id, cause, change, resources...); err == nil {
+			err = s.door.act("store sync", sync)
+		}
+		return v, err
+	})
+	return v, func() error { return nil }, err
+}
+
 func (s store) Delete(ctx context.Context, id, cause string, gone ...vm.Kind) error {
 	return s.door.act("store delete", func() error { return s.Store.Delete(ctx, id, cause, gone...) })
 }

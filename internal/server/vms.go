@@ -134,7 +134,7 @@ func (s *Server) startOn(ctx context.Context, kind, ref string, run func(context
 		o.About(v.ID)
 		return run(ctx, o, v.ID)
 	})
-	out.Body.VM = v.ID
+	out.Body.VM, out.Body.Name = v.ID, v.Name
 	return out, nil
 }
 

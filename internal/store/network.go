@@ -12,7 +12,7 @@ import (
 
 // Readdress implements vm.Store. Addresses may change hands, so all are given up first.
 func (s *Store) Readdress(ctx context.Context, to map[string]netip.Prefix) error {
-	return s.tx(ctx, func(tx *sql.Tx) error {
+	return s.tx(ctx, durable, func(tx *sql.Tx) error {
 		for id := range to {
 			if err := setAddress(ctx, tx, id, netip.Prefix{}); err != nil {
 				return err
@@ -49,7 +49,7 @@ func setAddress(ctx context.Context, tx *sql.Tx, id string, address netip.Prefix
 
 // Note implements vm.Store.
 func (s *Store) Note(ctx context.Context, cause, reason string) error {
-	return s.tx(ctx, func(tx *sql.Tx) error {
+	return s.tx(ctx, durable, func(tx *sql.Tx) error {
 		return event(ctx, tx, s.now(), vm.VM{Reason: reason}, "", noted, cause)
 	})
 }

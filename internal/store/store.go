@@ -27,6 +27,7 @@ var migrations embed.FS
 // Store is an open database. It implements vm.Store.
 type Store struct {
 	db      *sql.DB
+	log     string // path of its write-ahead log
 	now     func() time.Time
 	fresh   bool // nobody has called Complete on the database
 	reserve reserve
@@ -61,7 +62,7 @@ func attempt(ctx context.Context, path string, room reserve) (*Store, error) {
 	// One writer at a time is all SQLite has, and readers are quick: a second
 	// connection would only cost its page cache.
 	db.SetMaxOpenConns(1)
-	s := &Store{db: db, now: time.Now, reserve: room}
+	s := &Store{db: db, log: path + "-wal", now: time.Now, reserve: room}
 	err = s.migrate(ctx)
 	if err == nil {
 		err = s.check(ctx)
@@ -107,7 +108,7 @@ func (s *Store) migrate(ctx context.Context) error {
 	if err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema").Scan(&tables); err != nil {
 		return senseless(fmt.Errorf("read the database: %w", err))
 	}
-	return s.tx(ctx, func(tx *sql.Tx) error {
+	return s.tx(ctx, durable, func(tx *sql.Tx) error {
 		var version, mark int
 		for query, into := range map[string]*int{"PRAGMA user_version": &version, "PRAGMA application_id": &mark} {
 			if err := tx.QueryRowContext(ctx, query).Scan(into); err != nil {
@@ -139,20 +140,29 @@ func (s *Store) migrate(ctx context.Context) error {
 }
 
 // tx does something in a transaction; on a full disk, after making room, once more.
-func (s *Store) tx(ctx context.Context, do func(*sql.Tx) error) error {
-	err := s.try(ctx, do)
+func (s *Store) tx(ctx context.Context, commit commit, do func(*sql.Tx) error) error {
+	err := s.try(ctx, commit, do)
 	if isFull(err) {
 		if s.makeRoom(ctx) == nil {
-			err = s.try(ctx, do)
+			err = s.try(ctx, commit, do)
 		}
 		s.reserve.lay()
 	}
 	return err
 }
 
-func (s *Store) try(ctx context.Context, do func(*sql.Tx) error) error {
+func (s *Store) try(ctx context.Context, commit commit, do func(*sql.Tx) error) error {
 	defer s.list.drop() // whatever became of it
-	tx, err := s.db.BeginTx(ctx, nil)
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the database: %w", err)
+	}
+	defer conn.Close()
+	if err := commit.prepare(ctx, conn); err != nil {
+		return err
+	}
+	defer commit.done(conn)
+	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
@@ -190,7 +200,7 @@ func (s *Store) insert(ctx context.Context, v vm.VM, cause string, owns []vm.Cha
 		return err
 	}
 	// The reserve is for removing VMs, not for more of them.
-	return s.try(ctx, func(tx *sql.Tx) error {
+	return s.try(ctx, durable, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO vms (id, name, state, doc) VALUES (?, ?, ?, ?)", v.ID, v.Name, v.State, string(doc))
 		if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
 			if strings.Contains(e.Error(), "vms.address") {
@@ -266,8 +276,18 @@ func (s *Store) readAll(ctx context.Context) ([]vm.VM, error) {
 }
 
 // Update implements vm.Store.
-func (s *Store) Update(ctx context.Context, id, cause string, edit func(*vm.VM) error, resources ...vm.Change) (v vm.VM, err error) {
-	err = s.tx(ctx, func(tx *sql.Tx) error {
+func (s *Store) Update(ctx context.Context, id, cause string, edit func(*vm.VM) error, resources ...vm.Change) (vm.VM, error) {
+	return s.update(ctx, durable, id, cause, edit, resources)
+}
+
+// Intend implements vm.Store.
+func (s *Store) Intend(ctx context.Context, id, cause string, edit func(*vm.VM) error, resources ...vm.Change) (vm.VM, func() error, error) {
+	v, err := s.update(ctx, swift, id, cause, edit, resources)
+	return v, s.sync, err
+}
+
+func (s *Store) update(ctx context.Context, commit commit, id, cause string, edit func(*vm.VM) error, resources []vm.Change) (v vm.VM, err error) {
+	err = s.tx(ctx, commit, func(tx *sql.Tx) error {
 		if v, err = get(ctx, tx, id); err != nil {
 			return err
 		}
@@ -311,7 +331,7 @@ func change(ctx context.Context, tx *sql.Tx, id string, c vm.Change) (err error)
 // Delete implements vm.Store.
 func (s *Store) Delete(ctx context.Context, id, cause string, gone ...vm.Kind) error {
 	defer s.reserve.lay() // in the room that the VM has left
-	return s.tx(ctx, func(tx *sql.Tx) error {
+	return s.tx(ctx, swift, func(tx *sql.Tx) error {
 		v, err := get(ctx, tx, id)
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -260,5 +261,55 @@ func TestNotes(t *testing.T) {
 	all, err := s.Events(t.Context(), 0, 10)
 	if err != nil || len(all) != 1 || all[0].VM != "" || all[0].To != "" || all[0].Cause != "network" || all[0].Reason != "a route overlaps" {
 		t.Errorf("%+v, %v", all, err)
+	}
+}
+
+// What is intended, and what is deleted, is seen at once; the flush that this saves is made
+// good by sync, and every other transaction is flushed as before.
+func TestSwiftCommits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	s, ctx := open(t, path), t.Context()
+	flushes := func() (level int) {
+		if err := s.db.QueryRow("PRAGMA synchronous").Scan(&level); err != nil {
+			t.Fatal(err)
+		}
+		return level
+	}
+	const full = 2
+	v := vm.VM{ID: "0123456789ab", Name: "web", State: vm.Stopped}
+	if err := s.Create(ctx, v); err != nil {
+		t.Fatal(err)
+	}
+	var during int
+	_, sync, err := s.Intend(ctx, v.ID, "rm", func(x *vm.VM) error { return x.To(vm.Deleting, "") }, vm.Change{Kind: vm.KindDisk, Status: vm.Pending})
+	if err != nil || flushes() != full {
+		t.Fatalf("%v, and commits flush at level %d", err, flushes())
+	}
+	if got, err := open(t, path).Get(ctx, "web"); err != nil || got.State != vm.Deleting {
+		t.Errorf("another sees %+v, %v", got, err)
+	}
+	if err := sync(); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := s.Intend(ctx, "nobody", "rm", nil); errs.KindOf(err) != errs.NotFound || flushes() != full {
+		t.Errorf("one that fails: %v, level %d", err, flushes())
+	}
+	err = s.tx(ctx, swift, func(tx *sql.Tx) error { return tx.QueryRow("PRAGMA synchronous").Scan(&during) })
+	if err != nil || during == full {
+		t.Errorf("a swift transaction flushes at level %d, %v", during, err)
+	}
+	gone, cancel := context.WithCancel(ctx)
+	_, _, err = s.Intend(gone, v.ID, "rm", func(*vm.VM) error { cancel(); return nil })
+	if err == nil || flushes() != full {
+		t.Errorf("one whose caller goes: %v, level %d", err, flushes())
+	}
+	if err := s.Delete(ctx, v.ID, "rm", vm.KindDisk); err != nil || flushes() != full {
+		t.Errorf("delete: %v, level %d", err, flushes())
+	}
+	if err := os.Remove(s.log); err != nil {
+		t.Fatal(err)
+	}
+	if err := sync(); err == nil {
+		t.Error("a log that is gone was flushed")
 	}
 }

@@ -30,7 +30,7 @@ func (m *Manager) Delete(ctx context.Context, id string, force bool) error {
 // a creation and recovery alike; what is not there is passed over. The VM's lock is held.
 func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	// Without a copy in its directory, which goes next.
-	v, err := m.Store.Update(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") },
+	v, sync, err := m.Store.Intend(ctx, id, cause, func(x *VM) error { return x.To(Deleting, "") },
 		Change{KindDisk, Pending}, Change{KindDirectory, Pending})
 	if errs.KindOf(err) == errs.NotFound {
 		return nil
@@ -38,7 +38,9 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	if err != nil {
 		return err
 	}
-	err = m.endMachine(ctx, v)
+	synced := make(chan error, 1)
+	go func() { synced <- sync() }() // while the machine ends, as it would without power
+	err = errors.Join(m.endMachine(ctx, v), <-synced)
 	if err == nil { // a machine that still runs needs its files
 		err = m.Disks.Remove(ctx, m.home(id))
 	}

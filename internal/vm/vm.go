@@ -93,7 +93,8 @@ type Resource struct {
 	Live bool
 }
 
-// Store keeps VMs. Each method is one transaction, durable when it returns.
+// Store keeps VMs. Each method is one transaction, durable when it returns unless it says
+// otherwise.
 type Store interface {
 	// Create adds a VM with the resources it is about to make. errs.Conflict if the
 	// name is taken.
@@ -103,7 +104,13 @@ type Store interface {
 	// Update changes a VM and the resources it names, in one step. A change of state
 	// is recorded as an event with its cause.
 	Update(ctx context.Context, id, cause string, change func(*VM) error, resources ...Change) (VM, error)
-	// Delete drops the row of a VM whose last resources are the ones named, now gone.
+	// Intend is an Update that any daemon of this boot sees when it returns, and that is durable
+	// once sync has returned nil. What is done before that may be no more than what a loss of
+	// power does too.
+	Intend(ctx context.Context, id, cause string, change func(*VM) error, resources ...Change) (v VM, sync func() error, err error)
+	// Delete drops the row of a VM whose last resources are the ones named, now gone. A loss of
+	// power may bring the row back as it was, deleting, for recovery to drop it again; but not
+	// once another transaction is durable.
 	Delete(ctx context.Context, id, cause string, gone ...Kind) error
 	Resources(ctx context.Context, id string) ([]Resource, error)
 	// Restore adds a VM as it was known elsewhere, with the resources that it may have.
