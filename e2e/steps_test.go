@@ -92,6 +92,8 @@ func TestEveryStepFailsAndIsCut(t *testing.T) {
 			small := []string{"--image", "tiny", "--cpus", "1", "--memory", "96M", "--net", "none", "--wait", "agent"}
 			verbs := []*stepped{
 				{args: append([]string{"run", "-d", "--name", "cut"}, small...), goal: api.StateRunning},
+				{args: []string{"pause", "cut"}, goal: api.StatePaused},
+				{args: []string{"resume", "cut"}, goal: api.StateRunning},
 				{args: []string{"stop", "cut"}, goal: api.StateStopped},
 				{args: []string{"start", "--wait", "agent", "cut"}, goal: api.StateRunning},
 				{args: []string{"rm", "-f", "cut"}},
@@ -110,7 +112,7 @@ func TestEveryStepFailsAndIsCut(t *testing.T) {
 				}
 			}
 			t.Logf("%d rounds, %d different steps", n-1, len(seen))
-			for _, must := range []string{"run before_store_create", "run rename_a_new_disk", "run after_store_started", "stop before_guest_shutdown",
+			for _, must := range []string{"run before_store_create", "run rename_a_new_disk", "run after_store_started", "pause after_machine_pause", "resume after_machine_resume", "stop before_guest_shutdown",
 				"start after_machine_launch", "start rename_a_copy_of_a_row", "rm after_machine_remove", "rm after_store_delete"} {
 				if !seen[must] {
 					t.Errorf("no %s was ever reached; there were %v", must, seen)

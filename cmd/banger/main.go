@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"os"
+	"runtime/debug"
 
 	"banger/internal/cli"
 )
@@ -16,6 +17,7 @@ var (
 )
 
 func main() {
+	debug.SetGCPercent(400) // it is gone before that much garbage is worth collecting
 	os.Exit(cli.Program{
 		Args:    os.Args[1:],
 		Stdin:   os.Stdin,

@@ -144,18 +144,27 @@ func startText(s *api.Start) string {
 
 // table prints rows in columns. Empty cells become a dash.
 func (a *app) table(rows [][]string) error {
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	var text bytes.Buffer // a tabwriter writes cell by cell
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	var line []byte
 	for _, row := range rows {
+		line = line[:0]
 		for i, cell := range row {
 			if cell == "" {
 				cell = "-"
 			}
 			if i > 0 {
-				fmt.Fprint(w, "\t")
+				line = append(line, '\t')
 			}
-			fmt.Fprint(w, shown(cell))
+			line = append(line, shown(cell)...)
 		}
-		fmt.Fprintln(w)
+		if _, err := w.Write(append(line, '\n')); err != nil {
+			return err
+		}
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := a.out.Write(text.Bytes())
+	return err
 }

@@ -50,6 +50,7 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	if err == nil {
 		err = m.Store.Delete(ctx, id, cause, KindMachine, KindNetwork, KindAttached, KindDisk, KindDirectory)
 	}
+	m.usages.forget(v.Disk)
 	if err != nil {
 		m.markFailed(ctx, id, err)
 		return errs.New(errs.Internal, "VM %s can't be removed", v.Name).Because(err).Try("mend that, then: banger rm %s", v.Name)

@@ -88,7 +88,7 @@ func machineDisk(a *disk.Attached) *hypervisor.Disk {
 
 // DiskUsage tells what the VM's disk takes of the host.
 func (m *Manager) DiskUsage(v VM) disk.Usage {
-	u, err := m.Disks.Usage(v.Disk)
+	u, err := m.usages.of(v.Disk, m.Disks.Usage)
 	if err != nil {
 		return disk.Usage{} // it is not made yet, or is being taken away
 	}

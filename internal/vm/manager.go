@@ -49,6 +49,7 @@ type Manager struct {
 	ctx    context.Context // of the watchers; ends with the daemon
 	locks  op.Locks
 	leases leases
+	usages usages
 
 	// artefacts is held for reading while a VM comes to depend on an image or a kernel,
 	// and for writing while one is removed.
