@@ -16,6 +16,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"banger/internal/network/networktest"
 )
 
 // inside marks the process in which the tests run, in a network namespace of its own: so do
@@ -86,20 +88,6 @@ func newNamespace() (ns netns.NsHandle, err error) {
 	return ns, err
 }
 
-// in runs do in a network namespace.
-func in(ns netns.NsHandle, do func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if err := netns.Set(ns); err != nil {
-			done <- err
-			return
-		}
-		done <- do()
-	}()
-	return <-done
-}
-
 // joinNamespace connects this namespace with another by an interface.
 func joinNamespace(name, here string, ns netns.NsHandle, there string) error {
 	attrs := netlink.NewLinkAttrs()
@@ -117,7 +105,7 @@ func joinNamespace(name, here string, ns netns.NsHandle, there string) error {
 	if err := linkUp(name, here); err != nil {
 		return err
 	}
-	return in(ns, func() error { return linkUp(name+"p", there) })
+	return networktest.In(ns, func() error { return linkUp(name+"p", there) })
 }
 
 func linkUp(name, address string) error {
@@ -134,7 +122,7 @@ func linkUp(name, address string) error {
 
 // serveIn tells each who asks who that was.
 func serveIn(ns netns.NsHandle, address string) error {
-	return in(ns, func() error {
+	return networktest.In(ns, func() error {
 		ln, err := net.Listen("tcp4", address)
 		if err != nil {
 			return err

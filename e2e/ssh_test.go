@@ -31,6 +31,11 @@ func TestOpenSSHClients(t *testing.T) {
 			t.Errorf("ssh %s: %q, %v", host, out, err)
 		}
 	}
+	piped := exec.Command("sh", "-c", filepath.Join(b.bin, "banger")+" ssh-config | ssh -F /dev/stdin web hostname")
+	piped.Env = b.env
+	if out, err := piped.CombinedOutput(); string(out) != "web\n" || err != nil {
+		t.Errorf("with a piped configuration: %q, %v", out, err)
+	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, []byte("by scp"), 0o640); err != nil {
 		t.Fatal(err)

@@ -76,17 +76,10 @@ func (a *app) diskTrimCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var result error
-			for _, ref := range unique(refs) {
+			return a.each(cmd.Context(), refs, func(ref string, _ func(api.Event)) (string, error) {
 				t, err := client.Trim(cmd.Context(), ref)
-				if err != nil {
-					a.report(err)
-					result = exitCode(exitFailure)
-					continue
-				}
-				a.print("%s: %s given back\n", shown(ref), bytesText(t.HostBytes))
-			}
-			return result
+				return ref + ": " + bytesText(t.HostBytes) + " given back", err
+			})
 		},
 	}
 }

@@ -27,9 +27,15 @@ func (a *app) sshConfigCommand() *cobra.Command {
 		Short: "Print a configuration for ssh, scp, sftp, rsync and others",
 		Long: `Print a configuration by which ssh and what builds on it reach every VM as NAME.vm, and
 those there are now as NAME too. With --install, ~/.ssh/config includes the part about
-NAME.vm for good.`,
-		Example: "  banger ssh-config >vms && ssh -F vms web",
-		Args:    args(0, 0, ""),
+NAME.vm for good.
+
+OpenSSH closes what descriptors it was given before it reads its configuration, so
+"ssh -F <(banger ssh-config) web" can't work. What does without a file is a pipe, for a
+command that reads nothing.`,
+		Example: `  banger ssh-config --install && ssh web.vm
+  banger ssh-config >vms && ssh -F vms web
+  banger ssh-config | ssh -F /dev/stdin web uptime`,
+		Args: args(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if install && uninstall {
 				return badUsage("--install and --uninstall exclude each other")

@@ -115,6 +115,14 @@ func (v Volume) Sync() error {
 	return nil
 }
 
+// Below is what v reads where it has no changes. errs.Internal: nothing is known of that.
+func (v Volume) Below() (*Base, error) {
+	if v.On == nil {
+		return nil, v.Damaged(errors.New("nothing is known of what it lies on"))
+	}
+	return v.On, nil
+}
+
 // Freeze gives the base that v is from now on. Nobody may write to v any more.
 func (v Volume) Freeze() Base {
 	return Base{Path: v.Path, Bytes: v.VirtualBytes, Driver: v.Driver, On: v.On}

@@ -22,6 +22,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"banger/internal/errs"
+	"banger/internal/network/networktest"
 )
 
 func TestGuestsReachWhatTheyMay(t *testing.T) {
@@ -115,7 +116,7 @@ func (w *world) nothingLeft() {
 
 func (w *world) route(ns netns.NsHandle, to, via string) {
 	w.t.Helper()
-	must(w.t, onThread(ns, func() error {
+	must(w.t, networktest.In(ns, func() error {
 		_, dst, err := net.ParseCIDR(to)
 		if err != nil {
 			return err
@@ -286,7 +287,7 @@ func TestOverlapThatComesLater(t *testing.T) {
 	p.Address, err = Allocate(moved, p.VM, func(netip.Addr) bool { return false })
 	must(t, err)
 	must(t, w.bridge.Restore(t.Context(), []Port{p}))
-	must(t, onThread(g.ns, func() error {
+	must(t, networktest.In(g.ns, func() error {
 		l, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err

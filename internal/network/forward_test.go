@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"banger/internal/errs"
+	"banger/internal/network/networktest"
 )
 
 func TestParseForward(t *testing.T) {
@@ -97,7 +98,7 @@ func TestForwardsOnTheBridge(t *testing.T) {
 func (w *world) echo(g *guest) {
 	w.t.Helper()
 	var conn net.PacketConn
-	must(w.t, onThread(g.ns, func() (err error) {
+	must(w.t, networktest.In(g.ns, func() (err error) {
 		conn, err = net.ListenPacket("udp4", ":7")
 		return err
 	}))

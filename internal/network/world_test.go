@@ -23,6 +23,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"banger/internal/network/networktest"
 )
 
 // inside marks the process that TestMain has started in a network namespace of its own: no
@@ -86,7 +88,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w := &world{t: t, state: t.TempDir()}
 	w.lan = namespace(t)
-	must(t, onThread(w.here(), func() error {
+	must(t, networktest.In(w.here(), func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
@@ -154,20 +156,6 @@ func namespace(t *testing.T) (ns netns.NsHandle) {
 	return ns
 }
 
-// onThread runs do in a network namespace.
-func onThread(ns netns.NsHandle, do func() error) error {
-	err := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if e := netns.Set(ns); e != nil {
-			err <- e
-			return
-		}
-		err <- do()
-	}()
-	return <-err
-}
-
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -188,7 +176,7 @@ func (w *world) veth(name, here string, there netns.NsHandle, address string) {
 	must(w.t, err)
 	must(w.t, netlink.LinkSetNsFd(peer, int(there)))
 	must(w.t, up(l, here+"/24"))
-	must(w.t, onThread(there, func() error {
+	must(w.t, networktest.In(there, func() error {
 		peer, err := netlink.LinkByName(name + "p")
 		if err != nil {
 			return err
@@ -209,7 +197,7 @@ func up(l netlink.Link, cidr string) error {
 func (w *world) serve(ns netns.NsHandle, address, says string) {
 	w.t.Helper()
 	var ln net.Listener
-	must(w.t, onThread(ns, func() (err error) {
+	must(w.t, networktest.In(ns, func() (err error) {
 		ln, err = net.Listen("tcp4", address)
 		return err
 	}))
@@ -229,7 +217,7 @@ const refusal = 700 * time.Millisecond
 
 // ask gets a web page from within a namespace; empty if there is no answer in time.
 func ask(ns netns.NsHandle, address string, limit time.Duration) (answer string) {
-	_ = onThread(ns, func() error {
+	_ = networktest.In(ns, func() error {
 		conn, err := net.DialTimeout("tcp4", address, limit)
 		if err != nil {
 			return err
@@ -288,7 +276,7 @@ func (w *world) guest(change ...func(*Port)) *guest {
 	must(w.t, err)
 	g := &guest{Port: p, ns: namespace(w.t), tap: duplicate(w.t, f)}
 	var inner *os.File
-	must(w.t, onThread(g.ns, func() (err error) {
+	must(w.t, networktest.In(g.ns, func() (err error) {
 		if inner, err = openTAP("eth0"); err != nil {
 			return err
 		}

@@ -52,10 +52,7 @@ func TestADiskIsAttachedWhileItsMachineRuns(t *testing.T) {
 	w := newWorld(t)
 	m, end := w.daemon()
 	defer end()
-	v, err := create(t, m, vm.Request{Name: "web"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := made(t, m, vm.Request{Name: "web"})
 	if got := kinds(t, m, v.ID); got != "attached directory disk machine" {
 		t.Errorf("running it has %s", got)
 	}
@@ -91,10 +88,7 @@ func TestADiskIsAttachedWhileItsMachineRuns(t *testing.T) {
 func TestAnAttachmentThatWasCutShort(t *testing.T) {
 	w := newWorld(t)
 	m, end := w.daemon()
-	v, err := create(t, m, vm.Request{Name: "web"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := made(t, m, vm.Request{Name: "web"})
 	stop(t, m, v.ID)
 	if _, err := m.Store.Update(t.Context(), v.ID, "start", func(*vm.VM) error { return nil }, vm.Change{Kind: vm.KindAttached, Status: vm.Pending}); err != nil {
 		t.Fatal(err)
@@ -111,10 +105,7 @@ func TestAFullHostPausesAVM(t *testing.T) {
 	w := newWorld(t)
 	m, end := w.daemon()
 	defer end()
-	v, err := create(t, m, vm.Request{Name: "web"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := made(t, m, vm.Request{Name: "web"})
 	halt := func() {
 		for _, machine := range w.machines {
 			machine.halts <- "the host's filesystem is full"
@@ -140,10 +131,7 @@ func TestAFullHostFailsAStart(t *testing.T) {
 	w := newWorld(t)
 	m, end := w.daemon()
 	defer end()
-	v, err := create(t, m, vm.Request{Name: "web"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := made(t, m, vm.Request{Name: "web"})
 	stop(t, m, v.ID)
 	w.set(func() { w.silent, w.halts = true, "the host's filesystem is full" })
 	if err := start(t, m, v.ID); err == nil || !strings.Contains(err.Error(), "filesystem is full") {
@@ -187,10 +175,7 @@ func TestABaseThatIsGoneIsTold(t *testing.T) {
 	w := newWorld(t)
 	m, end := w.daemon()
 	defer end()
-	v, err := create(t, m, vm.Request{Name: "web"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := made(t, m, vm.Request{Name: "web"})
 	stop(t, m, v.ID)
 	if err := os.Rename(w.base, w.base+".away"); err != nil {
 		t.Fatal(err)

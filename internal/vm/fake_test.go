@@ -313,6 +313,16 @@ func create(t *testing.T, m *vm.Manager, req vm.Request) (v vm.VM, err error) {
 	return v, err
 }
 
+// made is a VM that could be created, and runs.
+func made(t *testing.T, m *vm.Manager, req vm.Request) vm.VM {
+	t.Helper()
+	v, err := create(t, m, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
 // settled waits until the VM is in the state given.
 func settled(t *testing.T, m *vm.Manager, name string, want vm.State) vm.VM {
 	t.Helper()

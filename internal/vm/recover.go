@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/internal/errs"
+	"banger/internal/hypervisor"
 )
 
 const (
@@ -111,22 +112,86 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 	}
 	machine, err := m.Hypervisor.Adopt(ctx, *v.Machine)
 	switch {
-	case err == nil && v.State == Paused: // a crash may have come before it was
-		if err := machine.Pause(ctx); err != nil {
-			return errors.Join(err, machine.Close())
-		}
-		fallthrough
 	case err == nil:
-		m.watch(v.ID, &running{machine: machine, connect: m.Reconnect, reconnect: m.Reconnect})
-		if err := m.finishMove(ctx, v); err != nil {
-			m.Log.Warn("finish what a move to another subnet began", "vm", v.ID, "err", err)
-		}
-		return nil
+		return m.takeOver(ctx, v, machine)
 	case errs.KindOf(err) == errs.NotFound:
 		_, err := m.settle(ctx, v, Stopped, "its machine ended while the daemon was away")
 		return err
+	case errors.Is(err, context.DeadlineExceeded): // it lives: its process was found
+		m.Log.Warn("a machine does not answer", "vm", v.ID, "name", v.Name, "err", err)
+		m.watchers.Go(func() { m.adoptLate(v.ID, *v.Machine) })
+		_, err := m.update(context.WithoutCancel(ctx), v.ID, "silent", func(x *VM) error {
+			return x.To(x.State, "its machine does not answer; banger kill "+x.Name+" ends it")
+		})
+		return err
 	}
 	return err
+}
+
+// takeOver makes an adopted machine that of v, whose lock is held.
+func (m *Manager) takeOver(ctx context.Context, v VM, machine hypervisor.Machine) error {
+	if v.State == Paused { // a crash may have come before it was
+		if err := machine.Pause(ctx); err != nil {
+			return errors.Join(err, machine.Close())
+		}
+	}
+	m.watch(v.ID, &running{machine: machine, connect: m.Reconnect, reconnect: m.Reconnect})
+	if err := m.finishMove(ctx, v); err != nil {
+		m.Log.Warn("finish what a move to another subnet began", "vm", v.ID, "err", err)
+	}
+	return nil
+}
+
+// adoptLate adopts a machine that has not answered in time, as soon as it does, unless a verb
+// has ended it by then. Its VM is not locked meanwhile.
+func (m *Manager) adoptLate(id string, rec hypervisor.Record) {
+	for m.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(m.ctx, recoverLimit)
+		machine, err := m.Hypervisor.Adopt(ctx, rec)
+		if err == nil || errs.KindOf(err) == errs.NotFound {
+			if err = m.settleLate(ctx, id, rec, machine); err == nil {
+				cancel()
+				return
+			}
+		}
+		cancel()
+		m.Log.Warn("adopt a machine that did not answer", "vm", id, "err", err)
+		select {
+		case <-time.After(endedAgain):
+		case <-m.ctx.Done():
+		}
+	}
+}
+
+// settleLate gives a machine that has answered at last, or is nil if it has ended, to its VM,
+// if that is still waiting for it.
+func (m *Manager) settleLate(ctx context.Context, id string, rec hypervisor.Record, machine hypervisor.Machine) error {
+	letGo := func() error {
+		if machine == nil {
+			return nil
+		}
+		return machine.Close()
+	}
+	v, unlock, err := m.lock(ctx, id, "recovered")
+	if errs.KindOf(err) == errs.NotFound {
+		return letGo()
+	}
+	if err != nil {
+		return errors.Join(err, letGo())
+	}
+	defer unlock()
+	_, err = m.machineOf(v)
+	switch waits := errs.KindOf(err) == errs.Busy && v.Machine != nil && *v.Machine == rec; {
+	case !waits:
+		return letGo()
+	case machine == nil:
+		_, err := m.settle(ctx, v, Stopped, "its machine ended and had not answered")
+		return err
+	}
+	if v, err = m.update(ctx, id, "answers again", func(x *VM) error { return x.To(x.State, "") }); err != nil {
+		return errors.Join(err, machine.Close())
+	}
+	return m.takeOver(ctx, v, machine)
 }
 
 // afterReboot settles a VM that ran when the host went down.

@@ -125,17 +125,75 @@ func TestRecoveryOf100WaitsForNobody(t *testing.T) {
 		if errs.KindOf(err) != errs.Busy || !strings.Contains(err.Error(), "is being recovered") {
 			t.Errorf("rm of the VM that is waited for: %v", err)
 		}
+		later := func(want string) { // of the world's time: past the patience with one VM
+			t.Helper()
+			time.Sleep(recovered)
+			synctest.Wait()
+			if v, err := m.Find(t.Context(), hung.ID); err != nil || v.State != vm.Running || v.Reason != want {
+				t.Errorf("the VM is %q (%s), %v; want %q", v.State, v.Reason, err, want)
+			}
+		}
+		later("its machine does not answer; banger kill " + hung.Name + " ends it")
+		if _, err := m.Pause(t.Context(), hung.ID); errs.KindOf(err) != errs.Busy {
+			t.Errorf("pause of a VM that does not answer: %v", err)
+		}
 		w.set(func() { w.hangs = "" })
-		time.Sleep(2 * time.Minute) // of the world's: past the patience with one VM
-		synctest.Wait()
-		if v, err := m.Find(t.Context(), hung.ID); err != nil || v.State != vm.Failed || v.Reason == "" {
-			t.Errorf("the VM whose monitor never answered is %q (%s), %v", v.State, v.Reason, err)
+		later("")
+		if _, err := m.Pause(t.Context(), hung.ID); err != nil {
+			t.Errorf("pause of a VM that answers again: %v", err)
 		}
 		if wrong := append(w.audit(m, false), w.clear(m)...); wrong != nil {
 			t.Errorf("%v", wrong)
 		}
 	})
 }
+
+// What becomes of a VM whose machine does not answer: any verb that ends it does, and so does its
+// machine's own end.
+func TestASilentMachineEnds(t *testing.T) {
+	for name, tc := range map[string]struct {
+		ends func(*testing.T, *world, *vm.Manager, vm.VM) error
+		want string
+	}{
+		"rm": {func(t *testing.T, _ *world, m *vm.Manager, v vm.VM) error { return m.Delete(t.Context(), v.ID, true) }, " "},
+		"kill": {func(t *testing.T, _ *world, m *vm.Manager, v vm.VM) error {
+			_, err := operation(t, func(ctx context.Context, o *op.Operation) error { return doStop(0)(ctx, m, o, v.ID) })
+			return err
+		}, "stopped "},
+		"by itself": {func(_ *testing.T, w *world, m *vm.Manager, v vm.VM) error {
+			w.endMachine(m.Directory(v))
+			return nil
+		}, "stopped its machine ended and had not answered"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				m, end := w.daemon()
+				v := inState(t, w, m, "web", vm.Running, vm.Request{})
+				end()
+				w.set(func() { w.hangs = v.ID })
+				m, end = w.daemon()
+				defer end()
+				time.Sleep(recovered)
+				if err := tc.ends(t, w, m, v); err != nil {
+					t.Fatal(err)
+				}
+				w.set(func() { w.hangs = "" })
+				time.Sleep(recovered)
+				synctest.Wait()
+				v, err := m.Find(t.Context(), "web")
+				if got := string(v.State) + " " + v.Reason; got != tc.want || err != nil && errs.KindOf(err) != errs.NotFound {
+					t.Errorf("it is %q, %v; want %q", got, err, tc.want)
+				}
+				if wrong := append(w.audit(m, false), w.clear(m)...); wrong != nil {
+					t.Errorf("%v", wrong)
+				}
+			})
+		})
+	}
+}
+
+// recovered is a time after which a daemon has been through with what it began to recover.
+const recovered = 2 * time.Minute
 
 func TestTheStoreIsLost(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

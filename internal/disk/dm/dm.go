@@ -114,10 +114,11 @@ func reviveFile(path string) error {
 
 // Attach makes the devices of a volume, the last of which is what the VMM opens.
 func (d *Driver) Attach(ctx context.Context, home disk.Home, v disk.Volume) (_ disk.Attached, err error) {
-	if v.On == nil {
-		return disk.Attached{}, v.Damaged(errors.New("nothing is known of what it lies on"))
+	below, err := v.Below()
+	if err != nil {
+		return disk.Attached{}, err
 	}
-	if err := checkBase(v.On); err != nil {
+	if err := checkBase(below); err != nil {
 		return disk.Attached{}, err
 	}
 	if err := checkFile(v); err != nil {

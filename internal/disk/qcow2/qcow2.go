@@ -125,16 +125,17 @@ func checkHeader(v disk.Volume) error {
 // Attach checks the overlay and all that it lies on, and says what each file is: QEMU is
 // to believe that and no header.
 func (Driver) Attach(_ context.Context, _ disk.Home, v disk.Volume) (disk.Attached, error) {
-	if v.On == nil {
-		return disk.Attached{}, v.Damaged(errors.New("nothing is known of what it lies on"))
+	base, err := v.Below()
+	if err != nil {
+		return disk.Attached{}, err
 	}
-	if err := check(v.On); err != nil {
+	if err := check(base); err != nil {
 		return disk.Attached{}, err
 	}
 	if err := checkHeader(v); err != nil {
 		return disk.Attached{}, err
 	}
-	return disk.Attached{Path: v.Path, Format: name, On: below(v.On)}, nil
+	return disk.Attached{Path: v.Path, Format: name, On: below(base)}, nil
 }
 
 func below(b *disk.Base) *disk.Attached {
