@@ -26,8 +26,15 @@ var ErrNoDaemon = errors.New("no bangerd answers")
 // have been done, except for the opening of streams, which can be tried again.
 var ErrGone = errors.New("the daemon ended before it answered")
 
+// closedIdle is what net/http says, with an error that it keeps to itself, where the other end
+// hung up before the request was on its way.
+const closedIdle = "http: server closed idle connection"
+
 // gone makes ErrGone of what reading from a closed connection gives.
 func gone(err error) error {
+	if err != nil && strings.Contains(err.Error(), closedIdle) {
+		return ErrGone
+	}
 	for _, closed := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, closed) {
 			return ErrGone
