@@ -39,12 +39,13 @@ func packages(t *testing.T) []listed {
 var rules = map[string][]string{
 	"banger/internal/cli":         {"banger/api", "banger/internal/config", "banger/internal/errs"},
 	"banger/internal/host":        {"banger/internal/errs"},
+	"banger/internal/jail":        {"banger/internal/errs", "banger/internal/host"},
 	"banger/internal/undo":        {},
 	"banger/internal/errs":        {},
 	"banger/internal/dns":         {"banger/internal/errs"},
 	"banger/internal/network":     {"banger/internal/errs", "banger/internal/host"},
 	"banger/internal/op":          {"banger/internal/errs"},
-	"banger/internal/server":      {"banger/api", "banger/internal/errs", "banger/internal/op", "banger/internal/vm", "banger/internal/guest/proto", "banger/internal/hypervisor", "banger/internal/network"},
+	"banger/internal/server":      {"banger/api", "banger/internal/errs", "banger/internal/op", "banger/internal/vm", "banger/internal/guest/proto", "banger/internal/hypervisor", "banger/internal/jail", "banger/internal/network"},
 	"banger/internal/dns/publish": {"banger/internal/dns", "banger/internal/errs", "banger/internal/host"},
 	"banger/api":                  {"banger/internal/guest/proto", "banger/internal/guest/session", "banger/internal/unixsock"},
 }

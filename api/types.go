@@ -42,6 +42,24 @@ type VM struct {
 	Error       string     `json:"error" doc:"Why it failed, or why it last stopped; empty while all is well"`
 	Directory   string     `json:"directory" doc:"Its files on the host"`
 	Notes       []string   `json:"notes,omitempty" doc:"What its user should know, a sentence each"`
+
+	Confinement *Confinement `json:"confinement,omitempty" doc:"How its VMM is confined, as the kernel has it; only of one VM that is asked about, while it runs"`
+}
+
+// Confinement is what a VMM's process may do to the host. A limit that is absent is none.
+type Confinement struct {
+	UID            int    `json:"uid"`
+	GID            int    `json:"gid"`
+	Capabilities   string `json:"capabilities" doc:"Those in effect, a bit each"`
+	NoNewPrivs     bool   `json:"no_new_privs"`
+	Seccomp        bool   `json:"seccomp" doc:"Its system calls are filtered"`
+	OwnFiles       bool   `json:"own_files" doc:"It sees no file of the host's but those it is made of"`
+	OwnNetwork     bool   `json:"own_network" doc:"It has no network but the VM's TAP"`
+	MemoryMaxBytes *int64 `json:"memory_max_bytes,omitempty"`
+	CPUsMax        *int64 `json:"cpus_max,omitempty"`
+	ProcessesMax   *int64 `json:"processes_max,omitempty" doc:"Threads are counted too"`
+	FileMaxBytes   *int64 `json:"file_max_bytes,omitempty" doc:"The length of a file that it writes to"`
+	OpenFilesMax   *int64 `json:"open_files_max,omitempty"`
 }
 
 // Disk is a VM's root disk.
@@ -93,6 +111,7 @@ type CreateVM struct {
 	Forwards    []string `json:"forwards,omitempty" doc:"Ports of the host's to forward: [HOSTIP:]HOST:GUEST[/udp]"`
 	Accel       string   `json:"accel,omitempty" doc:"auto, kvm or tcg"`
 	Nested      bool     `json:"nested,omitempty" doc:"Give it a CPU that shows virtualization, so that it can run VMs itself"`
+	Unjailed    bool     `json:"unjailed,omitempty" doc:"Do not confine its VMM, which then has all rights of the daemon's"`
 	Env         []string `json:"env,omitempty" doc:"K=V, for every command run in the VM"`
 	Start       bool     `json:"start" doc:"Start it too, and be done when the guest answers"`
 	Wait        string   `json:"wait,omitempty" doc:"boot: until the image's init has finished its start (default); agent: until the guest answers"`

@@ -15,6 +15,7 @@ import (
 	"banger/internal/config"
 	"banger/internal/daemon"
 	"banger/internal/errs"
+	"banger/internal/jail"
 )
 
 // Set by the linker.
@@ -24,6 +25,7 @@ var (
 )
 
 func main() {
+	jail.Main()
 	readyFD := flag.Int("ready-fd", -1, "write `ready` to this descriptor once the socket serves")
 	flags := map[string]string{}
 	for _, k := range config.Keys {

@@ -23,6 +23,7 @@ type suite struct {
 var suites = []suite{
 	{pkg: "e2e/lab", tests: "TestHost", limit: 5 * time.Minute},
 	{pkg: "internal/host", limit: 5 * time.Minute},
+	{pkg: "internal/jail", limit: 5 * time.Minute},
 	{pkg: "internal/disk/reflink", limit: 10 * time.Minute},
 	{pkg: "internal/disk/loop", limit: 5 * time.Minute},
 	{pkg: "internal/disk/dm", limit: 10 * time.Minute},

@@ -27,6 +27,7 @@ func (a *app) machineFlags(cmd *cobra.Command) *api.CreateVM {
 	f.StringVar(&req.Accel, "accel", "", "acceleration: auto, kvm or tcg")
 	f.BoolVar(&req.Autostart, "autostart", false, "start it again after a restart of the host, if it ran then")
 	f.BoolVar(&req.Nested, "nested", false, "give it a CPU that shows virtualization, so that it can run VMs itself")
+	f.BoolVar(&req.Unjailed, "unjailed", false, "do not confine its VMM, which then has all rights of the daemon")
 	f.VarP(envFlag{&req.Env, a.lookupEnv}, "env", "e", "variable of every command in the VM; K alone takes it from here")
 	cmd.PreRun = func(cmd *cobra.Command, _ []string) {
 		if cmd.Flags().Changed("cpus") {

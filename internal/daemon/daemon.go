@@ -22,6 +22,7 @@ import (
 	"banger/internal/errs"
 	"banger/internal/guest"
 	"banger/internal/host"
+	"banger/internal/jail"
 	"banger/internal/network"
 	"banger/internal/op"
 	"banger/internal/server"
@@ -105,6 +106,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		Dirs: dirs, Store: d.store, Disks: disks(), Hypervisor: d.vmm,
 		Network: d.network, Subnet: subnet,
 		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
+		Jails:        jail.Check() == nil,
 		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory, BootID: boot},
 		Objects:      func() ([]host.Object, error) { return d.objects(run, dirs.Root) },
 		DefaultImage: opts.Config.Image, DefaultKernel: opts.Config.Kernel,
@@ -136,6 +138,11 @@ func (d *Daemon) objects(ctx context.Context, dir string) ([]host.Object, error)
 	if err != nil {
 		return nil, err
 	}
+	groups, err := jail.Groups(dir)
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, groups...)
 	lines, err := d.names.objects(ctx)
 	return append(found, lines...), err
 }

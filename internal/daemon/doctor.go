@@ -23,7 +23,7 @@ const lowSpace = 2 << 30
 
 // doctor examines what VMs need of the host, each thing by trying it.
 func (d *Daemon) doctor(ctx context.Context) []api.Check {
-	checks := []api.Check{d.checkVMM(ctx), d.checkAccel(ctx), d.checkBundle(ctx), d.checkDisks(ctx), d.checkNames(), d.checkSpace()}
+	checks := []api.Check{d.checkVMM(ctx), d.checkAccel(ctx), d.checkConfinement(ctx), d.checkBundle(ctx), d.checkDisks(ctx), d.checkNames(), d.checkSpace()}
 	return append(checks, d.checkNetwork(ctx)...)
 }
 

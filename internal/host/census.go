@@ -19,8 +19,8 @@ type Object struct {
 	Process Process // of a process
 }
 
-// Objects looks for all that is tied to the directories in dir: processes that work in one and
-// have banger- and its name in their command line, sockets and mounts in them, loop devices
+// Objects looks for all that is tied to the directories in dir: processes that [Detach] started in
+// one and that have banger- and its name in their command line, sockets and mounts in them, loop devices
 // backed by files there and device-mapper targets on those. What goes meanwhile is passed over.
 func Objects(dir string) ([]Object, error) {
 	var all []Object
@@ -54,13 +54,13 @@ func ProcessesIn(dir string) ([]Object, error) {
 			continue
 		}
 		proc := filepath.Join("/proc", e.Name())
-		cwd, err := os.Readlink(filepath.Join(proc, "cwd"))
+		environ, err := os.ReadFile(filepath.Join(proc, "environ"))
 		if err != nil {
 			continue // it has ended, or is another user's
 		}
-		rest, inside := below(dir, cwd)
+		rest, inside := below(dir, variable(environ, envDir))
 		args, err := os.ReadFile(filepath.Join(proc, "cmdline"))
-		// A person's shell may stand in a VM's directory; a machine also bears the VM's name.
+		// What a machine might start would inherit that; a machine also bears the VM's name.
 		name, _, _ := strings.Cut(rest, "/")
 		if !inside || err != nil || !bytes.Contains(args, []byte("banger-"+name)) {
 			continue
@@ -72,6 +72,16 @@ func ProcessesIn(dir string) ([]Object, error) {
 		found = append(found, Object{Kind: "process", Name: e.Name(), Path: rest, Process: p})
 	}
 	return found, nil
+}
+
+// variable returns the value of an environment variable, "" if there is none.
+func variable(environ []byte, name string) string {
+	for word := range bytes.SplitSeq(environ, []byte{0}) {
+		if value, found := bytes.CutPrefix(word, []byte(name+"=")); found {
+			return string(value)
+		}
+	}
+	return ""
 }
 
 func socketsIn(dir string) ([]Object, error) {

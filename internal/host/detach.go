@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
@@ -18,6 +19,10 @@ type Detached struct {
 	Files []*os.File // it has them as descriptors 3, 4, …
 	// OneCPU keeps it, and all that it starts, on one CPU of the host.
 	OneCPU bool
+	// Namespaces are those of which it gets new ones: CLONE_NEW… flags.
+	Namespaces uintptr
+	// Cgroup, unless nil, is the directory of the cgroup that it is started in.
+	Cgroup *os.File
 }
 
 // Child is a detached program that this process has started. Its parent stays this
@@ -30,6 +35,10 @@ type Child struct {
 	state   *os.ProcessState
 }
 
+// envDir is in the environment of what Detach starts, and says where it was started: a process
+// that is confined works elsewhere, or so it looks from outside.
+const envDir = "BANGER_DIR"
+
 // Detach starts a program in a session of its own, with /dev/null as stdin. The caller
 // keeps its own copies of Log and Files, to close. errs.Unavailable if the host doesn't
 // have the program.
@@ -39,9 +48,16 @@ func Detach(d Detached) (*Child, error) {
 		return nil, err
 	}
 	cmd := exec.Command(path, d.Args...)
-	cmd.Env, cmd.Dir, cmd.ExtraFiles = d.Env, d.Dir, d.Files
+	env := d.Env
+	if env == nil {
+		env = os.Environ()
+	}
+	cmd.Env, cmd.Dir, cmd.ExtraFiles = append(slices.Clip(env), envDir+"="+d.Dir), d.Dir, d.Files
 	cmd.Stdout, cmd.Stderr = d.Log, d.Log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: d.Namespaces}
+	if d.Cgroup != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(d.Cgroup.Fd())
+	}
 	start := cmd.Start
 	if d.OneCPU {
 		start = func() error { return onOneCPU(cmd.Start) }

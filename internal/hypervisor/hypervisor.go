@@ -27,6 +27,7 @@ const (
 type MachineSpec struct {
 	VMID        string // for error messages and the process's title
 	Dir         string // private directory (0700): sockets and logs of this machine only
+	Jailed      bool   // its process has a user, files and limits of its own (see package jail); root can give it those
 	Accel       Accel
 	Nested      bool // the CPU shows virtualization, so that the guest can run machines itself
 	CPUs        int

@@ -41,7 +41,7 @@ func (s *Server) vmRoutes(a huma.API) {
 			if err != nil {
 				return nil, toAPI(err)
 			}
-			return &reply[api.VM]{s.show(v)}, nil
+			return &reply[api.VM]{s.showConfined(v)}, nil
 		})
 	huma.Register(a, route("POST", "/v1/vms", "create-vm", "Create a VM"),
 		func(_ context.Context, in *struct{ Body api.CreateVM }) (*accepted, error) {
@@ -143,7 +143,7 @@ func request(c api.CreateVM) vm.Request {
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
 		DiskDriver: c.DiskDriver,
 		Net:        c.Net, Isolated: c.Isolated, HostAccess: c.HostAccess, Forwards: c.Forwards,
-		Accel: c.Accel, Nested: c.Nested, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
+		Accel: c.Accel, Nested: c.Nested, Unjailed: c.Unjailed, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
 	}
 }
 

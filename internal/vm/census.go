@@ -32,7 +32,7 @@ const (
 // explains tells which resource of a VM accounts for an object of this kind. A mount is
 // never banger's.
 var explains = map[string]Kind{
-	"directory": KindDirectory, "process": KindMachine, "socket": KindMachine, "loop": KindAttached, "dm": KindAttached,
+	"directory": KindDirectory, "process": KindMachine, "socket": KindMachine, "cgroup": KindMachine, "loop": KindAttached, "dm": KindAttached,
 	"hosts line": KindMachine, "link": KindNetwork,
 }
 

@@ -29,6 +29,7 @@ type Request struct {
 	Forwards    []string // as network.ParseForward reads them
 	Accel       string
 	Nested      bool
+	Unjailed    bool
 	Env         []string
 	AutoRemove  bool
 	Autostart   bool
@@ -53,7 +54,11 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	if err != nil {
 		return VM{}, err
 	}
-	v := VM{ID: newID(), Name: req.Name, Spec: spec, State: Creating, MachineID: randomHex(16), CreatedAt: begin.UTC()}
+	newID, err := m.newID()
+	if err != nil {
+		return VM{}, err
+	}
+	v := VM{ID: newID, Name: req.Name, Spec: spec, State: Creating, MachineID: randomHex(16), CreatedAt: begin.UTC()}
 	if spec.Net != NetNone {
 		v.MAC = macOf(v.ID)
 	}
@@ -182,7 +187,7 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 // fill checks a request and fills in the defaults.
 func (m *Manager) fill(req Request) (Spec, error) {
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
-		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease}
+		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Unjailed: req.Unjailed, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease}
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
 			return s, err

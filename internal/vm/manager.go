@@ -12,6 +12,7 @@ import (
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/jail"
 	"banger/internal/op"
 )
 
@@ -35,6 +36,7 @@ type Config struct {
 	Connect        Connect      // to a machine that is just starting
 	Reconnect      Connect      // to one whose guest has answered before
 	Host           Host
+	Jails          bool                          // machines are confined, but for those that are not to be
 	Objects        func() ([]host.Object, error) // what exists on the host in the VMs' directories
 	DefaultImage   string
 	DefaultKernel  string
@@ -102,6 +104,14 @@ func (m *Manager) update(ctx context.Context, id, cause string, change func(*VM)
 
 // Directory is where the VM's files are on the host.
 func (m *Manager) Directory(v VM) string { return m.dir(v.ID) }
+
+// Confinement tells how the VM's machine is confined. errs.NotFound if it has none.
+func (m *Manager) Confinement(v VM) (jail.State, error) {
+	if v.Machine == nil {
+		return jail.State{}, errs.New(errs.NotFound, "VM %s does not run", v.Name)
+	}
+	return jail.Look(v.Machine.Process)
+}
 
 // List returns all VMs by name.
 func (m *Manager) List(ctx context.Context) ([]VM, error) { return m.Store.List(ctx) }

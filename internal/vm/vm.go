@@ -11,12 +11,15 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"banger/internal/disk"
 	"banger/internal/guest/proto"
 	"banger/internal/hypervisor"
 	"banger/internal/image"
+	"banger/internal/jail"
 	"banger/internal/kernel"
 	"banger/internal/network"
 )
@@ -33,8 +36,9 @@ type Spec struct {
 	Isolated    bool              `json:"isolated,omitempty"`    // other guests can't reach it, nor it them
 	HostAccess  bool              `json:"host_access,omitempty"` // it reaches every service of the host's
 	Forwards    []network.Forward `json:"forwards,omitempty"`
-	Accel       string            `json:"accel"`            // auto, kvm or tcg
-	Nested      bool              `json:"nested,omitempty"` // its CPU shows virtualization
+	Accel       string            `json:"accel"`              // auto, kvm or tcg
+	Nested      bool              `json:"nested,omitempty"`   // its CPU shows virtualization
+	Unjailed    bool              `json:"unjailed,omitempty"` // its VMM is not confined
 	Env         []string          `json:"env,omitempty"`
 	AutoRemove  bool              `json:"auto_remove,omitempty"`
 	Lease       string            `json:"lease,omitempty"`     // removed when this lease ends
@@ -220,8 +224,18 @@ type Guest interface {
 // for it may have to do so several times.
 type Connect func(ctx context.Context, dial func(context.Context) (net.Conn, error)) (Guest, error)
 
-// newID returns a VM id.
-func newID() string { return randomHex(6) }
+// newID returns an id for a VM. The uid of its machine is made of its first digits, so no two
+// VMs have the same.
+func (m *Manager) newID() (string, error) {
+	all, err := m.Dirs.List()
+	for err == nil {
+		id := randomHex(6)
+		if !slices.ContainsFunc(all, func(other string) bool { return strings.HasPrefix(other, id[:jail.Digits]) }) {
+			return id, nil
+		}
+	}
+	return "", err
+}
 
 func randomHex(n int) string {
 	b := make([]byte, n)

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,12 +24,14 @@ import (
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/jail"
 )
 
 // limit bounds every wait for a guest. It is no measure: a host may be busy.
 const limit = 3 * time.Minute
 
-// Suite is a hypervisor to test.
+// Suite is a hypervisor to test. As root its machines are confined, for which the tests' main
+// function calls jail.Main.
 type Suite struct {
 	// New makes the hypervisor, as a daemon that has just started would.
 	New   func() hypervisor.Hypervisor
@@ -117,7 +120,7 @@ func Initramfs(t testing.TB, modules string) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "initramfs")
-	if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
+	if err := os.WriteFile(path, out.Bytes(), 0o444); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -126,7 +129,7 @@ func Initramfs(t testing.TB, modules string) string {
 // Spec is a machine of two CPUs, 256 MiB and no devices beyond the usual, in dir.
 func (s Suite) Spec(dir string) hypervisor.MachineSpec {
 	return hypervisor.MachineSpec{
-		VMID: "test-" + fmt.Sprint(os.Getpid()), Dir: dir, Accel: s.Accel, CPUs: 2, MemoryBytes: 256 << 20,
+		VMID: "test-" + fmt.Sprint(os.Getpid()), Dir: dir, Jailed: jail.Check() == nil, Accel: s.Accel, CPUs: 2, MemoryBytes: 256 << 20,
 		Kernel: s.Kernel, Initramfs: s.Initramfs,
 	}
 }
@@ -253,7 +256,7 @@ func waitDone(t *testing.T, m hypervisor.Machine) {
 	}
 }
 
-// wantOnlyLogs fails the test if a machine has left more than its logs in dir.
+// wantOnlyLogs fails the test if a machine has left more than its logs in dir, or a cgroup.
 func wantOnlyLogs(t *testing.T, dir string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -264,6 +267,10 @@ func wantOnlyLogs(t *testing.T, dir string) {
 		if !strings.HasSuffix(e.Name(), ".log") && !strings.HasSuffix(e.Name(), ".log.1") {
 			t.Errorf("%s is left", e.Name())
 		}
+	}
+	groups, err := jail.Groups(filepath.Dir(dir))
+	if err != nil || slices.ContainsFunc(groups, func(o host.Object) bool { return o.Path == filepath.Base(dir) }) {
+		t.Errorf("its cgroup is left: %v, %v", groups, err)
 	}
 }
 
@@ -299,6 +306,7 @@ func (s Suite) testLife(t *testing.T) {
 	if got := l.ask(t, "cmdline"); !strings.Contains(got, " banger.test=1") {
 		t.Errorf("kernel arguments: %q", got)
 	}
+	testConfined(t, m, spec)
 	s.testSecondConnection(t, m, l)
 	testConsole(t, m)
 	testPause(t, m)
@@ -340,6 +348,36 @@ func (s Suite) testLife(t *testing.T) {
 	wantOnlyLogs(t, spec.Dir)
 	if _, err := s.New().Adopt(t.Context(), record); errs.KindOf(err) != errs.NotFound {
 		t.Errorf("adoption of a machine that is gone: %v", err)
+	}
+}
+
+// testConfined looks at the process of a machine from outside.
+func testConfined(t *testing.T, m hypervisor.Machine, spec hypervisor.MachineSpec) {
+	s, err := jail.Look(m.Record().Process)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.Seccomp || !s.NoNewPrivs {
+		t.Errorf("its system calls are not filtered, or a program can give it privileges: %+v", s)
+	}
+	if !spec.Jailed {
+		return
+	}
+	if id := jail.ID(spec.VMID); s.UID != id || s.GID != id || s.Capabilities != 0 {
+		t.Errorf("it runs as %d, not %d, and may do %#x", s.UID, id, s.Capabilities)
+	}
+	if l := s.Limits; !slices.Contains(s.Namespaces, "mnt") || l.FileBytes <= 0 || l.OpenFiles <= 0 || l.Processes <= 0 {
+		t.Errorf("it sees the host's files, or takes what it likes: %+v", s)
+	}
+	if lacking, _ := jail.Lacking(); lacking == "" && (s.Limits.MemoryBytes <= spec.MemoryBytes || s.Limits.CPUs <= 0) {
+		t.Errorf("it has no limit of memory or CPUs: %+v", s)
+	}
+	// The root is a filesystem of its own: what it has are the files of the machine.
+	root := fmt.Sprintf("/proc/%d/root", m.Record().Process.PID)
+	for _, path := range []string{"etc/passwd", "proc/self", "bin/sh", "root", "home", "sys/kernel", "dev/zero"} {
+		if _, err := os.Stat(filepath.Join(root, path)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("it sees /%s: %v", path, err)
+		}
 	}
 }
 

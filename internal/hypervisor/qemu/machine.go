@@ -116,7 +116,7 @@ func (m *machine) watch(gone <-chan struct{}) {
 	<-m.monitor.Done()
 	<-m.console.done
 	// Its directory may be gone, and whoever removes that removes these.
-	_ = removeSockets(m.record.Dir)
+	_ = clear(m.record.Dir)
 	m.release()
 	m.mu.Lock()
 	m.exit = m.explain()

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/disk/loop"
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
@@ -32,6 +33,7 @@ const qemuLog = "qemu.log"
 type Hypervisor struct {
 	binary   string
 	choosing sync.Mutex // held by Choose
+	loops    loop.Loops
 
 	reading sync.Mutex // guards program
 	program program
@@ -52,7 +54,7 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Rollback(ctx)) }()
 
-	u.Push("sockets of machine "+spec.VMID, func(context.Context) error { return removeSockets(spec.Dir) })
+	u.Push("sockets of machine "+spec.VMID, func(context.Context) error { return clear(spec.Dir) })
 	sockets, err := listenAll(spec.Dir)
 	defer sockets.close()
 	if err != nil {
@@ -65,6 +67,11 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 	}
 	u.Push("console of machine "+spec.VMID, func(context.Context) error { m.console.Close(); return nil })
 
+	spec, release, err := h.guardMemory(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	child, err := h.start(spec, sockets)
 	if err != nil {
 		return nil, err
@@ -104,10 +111,18 @@ func (h *Hypervisor) start(spec hypervisor.MachineSpec, sockets sockets) (*host.
 			files = append(files, n.TAP)
 		}
 	}
-	return host.Detach(host.Detached{
+	d := host.Detached{
 		Path: h.binary, Args: arguments(spec, host.SteadyTSC("/")), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"},
 		Dir: spec.Dir, Log: log, Files: files, OneCPU: unsafeSVM(spec),
-	})
+	}
+	if !spec.Jailed {
+		return host.Detach(d)
+	}
+	j, err := jailOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	return j.Detach(d)
 }
 
 // unsafeSVM tells of a machine whose threads must take turns on one CPU of the host, for
@@ -164,7 +179,7 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	m := newMachine(rec)
 	if m.handle, err = rec.Process.Open(); err != nil {
 		if errs.KindOf(err) == errs.NotFound {
-			err = errors.Join(err, removeSockets(rec.Dir))
+			err = errors.Join(err, clear(rec.Dir))
 		}
 		return nil, err
 	}

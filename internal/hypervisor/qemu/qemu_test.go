@@ -14,7 +14,13 @@ import (
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/jail"
 )
+
+func TestMain(m *testing.M) {
+	jail.Main()
+	os.Exit(m.Run())
+}
 
 // script makes a program that stands in for QEMU.
 func script(t *testing.T, text string) string {

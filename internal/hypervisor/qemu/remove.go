@@ -21,7 +21,7 @@ import (
 const removeLimit = 15 * time.Second
 
 // Remove ends the machine that was launched in dir for the VM, if there is one, and removes
-// its sockets; its logs stay. Without a record (a crash came between launch and record) the
+// its sockets and its cgroup; its logs stay. Without a record (a crash came between launch and record) the
 // machine is found by the monitor in that directory, and ended only if it answers to the
 // VM's id. Finding nothing is success.
 func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervisor.Record) error {
@@ -34,7 +34,7 @@ func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervis
 	if err != nil {
 		return fmt.Errorf("end the machine of VM %s: %w", vmID, err)
 	}
-	return removeSockets(dir)
+	return clear(dir)
 }
 
 func killRecorded(ctx context.Context, rec hypervisor.Record) error {

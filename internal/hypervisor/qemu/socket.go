@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"banger/internal/jail"
 	"banger/internal/unixsock"
 )
 
@@ -84,6 +85,9 @@ func dial(ctx context.Context, dir, name string) (net.Conn, error) {
 	})
 	return conn, err
 }
+
+// clear takes away what is left of a machine that is gone beside its logs.
+func clear(dir string) error { return errors.Join(removeSockets(dir), jail.RemoveGroup(dir)) }
 
 // removeSockets takes away the socket files of a machine that is gone.
 func removeSockets(dir string) error {
