@@ -38,7 +38,7 @@ var explains = map[string]Kind{
 
 // shared are the kinds of objects that are there for all VMs on the bridge: they are of no
 // VM, and explained by any that is on it. So is the bridge itself, a link.
-var shared = []string{"link", "nft", "sysctl"}
+var shared = []string{"link", "address", "route", "nft", "sysctl"}
 
 // Census compares what exists on the host for VMs with what the store says should. What
 // comes or goes while it looks is not a problem: only one that two looks find is.

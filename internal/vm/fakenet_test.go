@@ -97,7 +97,7 @@ func (n *fakeNet) Objects() (all []host.Object, err error) {
 		all = append(all, host.Object{Kind: "link", Name: network.TAP(id), Path: id})
 	}
 	if len(all) > 0 {
-		all = append(all, host.Object{Kind: "link", Name: "banger0"}, host.Object{Kind: "nft", Name: "table"}, host.Object{Kind: "sysctl", Name: "forwarding"})
+		all = append(all, host.Object{Kind: "link", Name: "banger0"}, host.Object{Kind: "address", Name: "of banger0"}, host.Object{Kind: "route", Name: "by banger0"}, host.Object{Kind: "nft", Name: "table"}, host.Object{Kind: "sysctl", Name: "forwarding"})
 	}
 	return all, nil
 }

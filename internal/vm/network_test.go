@@ -258,9 +258,11 @@ func TestTheCensusKnowsPorts(t *testing.T) {
 	}
 	w.set(func() { w.stray = nil })
 	succeed(t, func(ctx context.Context, o *op.Operation) (vm.VM, error) { return m.Stop(ctx, o, v.ID, time.Second) })
-	w.set(func() { w.stray = append(w.stray, host.Object{Kind: "sysctl", Name: "left"}) })
-	if got := wrong(); len(got) != 1 || got[0] != "sysctl left" {
-		t.Errorf("what is left when nobody is on the bridge: %v", got)
+	for _, kind := range []string{"link", "address", "route", "nft", "sysctl"} {
+		w.set(func() { w.stray = []host.Object{{Kind: kind, Name: "left"}} })
+		if got := wrong(); len(got) != 1 || got[0] != kind+" left" {
+			t.Errorf("what is left when nobody is on the bridge: %v", got)
+		}
 	}
 }
 
