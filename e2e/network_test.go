@@ -153,7 +153,7 @@ func TestVMsOnTheBridge(t *testing.T) {
 	t.Run("lies", func(t *testing.T) { b.lies(t, a, other) })
 	t.Run("doctor", func(t *testing.T) {
 		out := b.run("", "doctor").out
-		for _, want := range []string{"ok       path to a VM", "ok       path out of a VM", "VMs are on the bridge banger0"} {
+		for _, want := range []string{"ok       name of a VM", "ok       path to a VM", "ok       path out of a VM", "VMs are on the bridge banger0"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("the doctor does not say %q:\n%s", want, out)
 			}

@@ -14,6 +14,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"banger/internal/config"
+	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
 	"banger/internal/store"
@@ -207,6 +208,29 @@ func TestHostsLinesInTheCensus(t *testing.T) {
 		if found, err := n.objects(t.Context()); err != nil || len(found) != 0 {
 			t.Fatalf("after its end: %v, %v", found, err)
 		}
+	}
+}
+
+// The doctor resolves a name in each way that it should be known.
+func TestANameIsTried(t *testing.T) {
+	w := newWorld(t)
+	n := w.open()
+	defer func() { w.ok(n.close()) }()
+	web := netip.MustParseAddr("172.30.0.2")
+	w.create("aa", "web", vm.Running, thisBoot)
+	w.within("the name is known", func() bool { return n.try(t.Context(), "web.vm", web) == nil })
+	if err := n.try(t.Context(), "web.vm", web.Next()); err == nil || !strings.Contains(err.Error(), "it says 172.30.0.2") {
+		t.Errorf("another address: %v", err)
+	}
+	w.write("127.0.0.1 localhost\n") // someone takes our lines away
+	if err := n.try(t.Context(), "web.vm", web); errs.KindOf(err) != errs.Unavailable || !strings.Contains(err.Error(), w.config.DNS.HostsFile) {
+		t.Errorf("without our lines: %v", err)
+	}
+	if err := tryHost(t.Context(), "localhost", netip.MustParseAddr("127.0.0.1")); err != nil {
+		t.Errorf("a name that this host knows: %v", err)
+	}
+	if err := tryHost(t.Context(), "web.invalid", web); errs.KindOf(err) != errs.Unavailable || errs.HintOf(err) == "" {
+		t.Errorf("a name that it does not know: %v", err)
 	}
 }
 

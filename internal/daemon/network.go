@@ -94,7 +94,8 @@ func (d *Daemon) checkNetwork(ctx context.Context) []api.Check {
 // pathLimit bounds how long one VM may take to be reached, or to reach out.
 const pathLimit = 3 * time.Second
 
-// checkPaths reaches the first running VM on the bridge from the host, and out from it.
+// checkPaths resolves the name of the first running VM on the bridge, reaches it from the
+// host, and out from it.
 func (d *Daemon) checkPaths(ctx context.Context) []api.Check {
 	vms, err := d.vms.List(ctx)
 	if err != nil {
@@ -104,7 +105,7 @@ func (d *Daemon) checkPaths(ctx context.Context) []api.Check {
 		if v.Spec.Net != vm.NetBridge || v.State != vm.Running {
 			continue
 		}
-		return []api.Check{d.checkPathIn(ctx, v), d.checkPathOut(ctx, v)}
+		return []api.Check{d.checkName(ctx, v), d.checkPathIn(ctx, v), d.checkPathOut(ctx, v)}
 	}
 	return nil
 }

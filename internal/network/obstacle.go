@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -24,18 +26,18 @@ type Obstacle struct {
 
 // Obstacles looks at the packet filters of others. An accept of ours does not overrule what
 // their base chains drop, so those are named here: what is listed may be in the way, and
-// whether it is the paths show. Rules of the old iptables can't be seen by netlink.
+// whether it is the paths show.
 func Obstacles(s Status) []Obstacle {
+	all := oldTables(s.Bridge, "/proc/thread-self/net/ip_tables_names")
 	conn, err := nftables.New()
 	if err != nil {
-		return nil
+		return all
 	}
 	chains, err := conn.ListChains()
 	if err != nil {
-		return nil
+		return all
 	}
 	docker, _ := dockerUser(conn) // an error shows in the list of chains
-	var all []Obstacle
 	for _, c := range chains {
 		if c.Hooknum == nil || strings.HasPrefix(c.Table.Name, "banger_") || !carriesIPv4(c.Table.Family) {
 			continue
@@ -58,6 +60,17 @@ func Obstacles(s Status) []Obstacle {
 		}
 	}
 	return all
+}
+
+// oldTables tells of rules of the old iptables, which netlink does not show. The kernel lists
+// its tables that are in use in this network namespace.
+func oldTables(bridge, list string) []Obstacle {
+	names, err := os.ReadFile(list)
+	if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
+		return nil
+	}
+	return []Obstacle{{"the old iptables (iptables-legacy) is in use, whose rules can't be seen from here",
+		fmt.Sprintf("if VMs don't get by, let them: iptables-legacy -I FORWARD -i %s -j ACCEPT; iptables-legacy -I FORWARD -o %s -j ACCEPT; iptables-legacy -I INPUT -i %s -j ACCEPT", bridge, bridge, bridge)}}
 }
 
 func carriesIPv4(f nftables.TableFamily) bool {
@@ -93,7 +106,7 @@ func obstacle(bridge string, c *nftables.Chain, forward bool, why string) Obstac
 	what := fmt.Sprintf("the chain %s of the nftables table %s %s %s", c.Name, family, c.Table.Name, why)
 	hint := fmt.Sprintf("if VMs don't get by, let them: nft insert rule %s %s %s iifname %s accept", family, c.Table.Name, c.Name, bridge)
 	if forward {
-		hint += fmt.Sprintf("; and the same with oifname %s", bridge)
+		hint += fmt.Sprintf("; nft insert rule %s %s %s oifname %s accept", family, c.Table.Name, c.Name, bridge)
 	}
 	switch {
 	case c.Table.Name == "firewalld":
