@@ -110,12 +110,42 @@ func setLink(link netlink.Link, want proto.Link) error {
 	if gw == nil {
 		return errs.New(errs.Invalid, "gateway %q is no address", want.Gateway)
 	}
-	// On-link: the gateway need not be within an address's prefix.
-	route := netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw, Flags: int(netlink.FLAG_ONLINK), Dst: defaultRoute(gw)}
+	return setRoute(link, gw)
+}
+
+// setRoute has the gateway be the only way out by a link.
+func setRoute(link netlink.Link, gw net.IP) error {
+	// On-link: the gateway need not be within an address's prefix. Static, so that it is the
+	// very route that networkd finds in networkdConf.
+	route := netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw, Flags: int(netlink.FLAG_ONLINK), Dst: defaultRoute(gw), Protocol: unix.RTPROT_STATIC}
 	if err := netlink.RouteReplace(&route); err != nil {
 		return fmt.Errorf("route by %s: %w", gw, err)
 	}
+	family := netlink.FAMILY_V6
+	if gw.To4() != nil {
+		family = netlink.FAMILY_V4
+	}
+	have, err := netlink.RouteList(link, family)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range have {
+		if isDefault(r.Dst) && r.Gw != nil && !r.Gw.Equal(gw) {
+			if err := netlink.RouteDel(&r); err != nil {
+				return fmt.Errorf("remove the route by %s: %w", r.Gw, err)
+			}
+		}
+	}
 	return nil
+}
+
+// isDefault tells whether a destination is every other: the kernel may leave it out.
+func isDefault(dst *net.IPNet) bool {
+	if dst == nil {
+		return true
+	}
+	ones, _ := dst.Mask.Size()
+	return ones == 0
 }
 
 func defaultRoute(gw net.IP) *net.IPNet {

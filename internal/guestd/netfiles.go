@@ -47,14 +47,14 @@ func networkdConf(l proto.Link, nameservers, search []string) string {
 	for _, a := range l.Addresses {
 		b.WriteString("Address=" + a + "\n")
 	}
-	if l.Gateway != "" {
-		b.WriteString("Gateway=" + l.Gateway + "\n")
-	}
 	for _, n := range nameservers {
 		b.WriteString("DNS=" + n + "\n")
 	}
 	if len(search) > 0 {
 		b.WriteString("Domains=" + strings.Join(search, " ") + "\n")
+	}
+	if l.Gateway != "" {
+		b.WriteString("\n[Route]\nGateway=" + l.Gateway + "\nGatewayOnLink=yes\n")
 	}
 	return b.String()
 }

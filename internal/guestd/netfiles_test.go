@@ -17,7 +17,7 @@ func TestTheImagesOwnNetworkPrograms(t *testing.T) {
 	w.configure(t, c)
 	wantFile(t, w.root+"/run/systemd/network/00-banger.network",
 		"[Match]\nMACAddress=02:00:00:00:00:01\n\n[Network]\nDHCP=no\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nKeepConfiguration=yes\n"+
-			"Address=10.86.0.9/22\nGateway=10.86.0.1\nDNS=10.86.0.1\nDomains=vm\n")
+			"Address=10.86.0.9/22\nDNS=10.86.0.1\nDomains=vm\n\n[Route]\nGateway=10.86.0.1\nGatewayOnLink=yes\n")
 	wantFile(t, w.root+"/run/NetworkManager/conf.d/00-banger.conf", "[main]\ndns=none\n\n[keyfile]\nunmanaged-devices=mac:02:00:00:00:00:01\n")
 	wantFile(t, w.root+"/run/network/ifstate", "lo=lo\neth0=eth0\n")
 	wantFile(t, w.root+"/run/network/ifstate.eth0", "eth0=eth0\n")
