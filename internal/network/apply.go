@@ -42,14 +42,14 @@ func (k kernel) apply(c Config, was Ruleset) (rules Ruleset, forwarding, err err
 	if err := ensureNeighbours(bridge, c.Ports); err != nil {
 		return rules, forwarding, err
 	}
-	forwarding = errors.Join(forwarding, k.opened.set(names, c.Bridge), allowInDocker(c))
+	forwarding = errors.Join(forwarding, k.opened.set(names, c.Bridge), allowInDocker(c), allowInFirewalld(c.Bridge))
 	return rules, forwarding, k.unplug(c)
 }
 
 // clear takes away all that apply made.
 func (k kernel) clear(c Config) error {
 	err := k.unplug(c)
-	err = errors.Join(err, disallowInDocker(c.Table), uninstall(c.Table), k.opened.close())
+	err = errors.Join(err, disallowInDocker(c.Table), disallowInFirewalld(c.Bridge), uninstall(c.Table), k.opened.close())
 	names, listErr := ownLinks(k.owner)
 	err = errors.Join(err, listErr)
 	for _, name := range names {
@@ -118,5 +118,9 @@ func (k kernel) forwarding(c Config) (bool, error) {
 			return false, nil
 		}
 	}
-	return allowedInDocker(c)
+	if allowed, err := allowedInDocker(c); err != nil || !allowed {
+		return false, err
+	}
+	zone, asked, err := zoneInFirewalld(c.Bridge)
+	return !asked || zone != "", err
 }

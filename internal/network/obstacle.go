@@ -38,6 +38,7 @@ func Obstacles(s Status) []Obstacle {
 		return all
 	}
 	docker, _ := dockerUser(conn) // an error shows in the list of chains
+	zone, _, _ := zoneInFirewalld(s.Bridge)
 	for _, c := range chains {
 		if c.Hooknum == nil || strings.HasPrefix(c.Table.Name, "banger_") || !carriesIPv4(c.Table.Family) {
 			continue
@@ -48,6 +49,9 @@ func Obstacles(s Status) []Obstacle {
 		}
 		if forward && docker != nil && c.Table.Family == docker.Table.Family && c.Table.Name == docker.Table.Name {
 			continue // where our rules are
+		}
+		if zone != "" && c.Table.Name == firewalldTable {
+			continue // which lets the bridge by, or does as someone chose
 		}
 		why := ""
 		if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
@@ -109,7 +113,7 @@ func obstacle(bridge string, c *nftables.Chain, forward bool, why string) Obstac
 		hint += fmt.Sprintf("; nft insert rule %s %s %s oifname %s accept", family, c.Table.Name, c.Name, bridge)
 	}
 	switch {
-	case c.Table.Name == "firewalld":
+	case c.Table.Name == firewalldTable:
 		hint = fmt.Sprintf("if VMs don't get by, let them: firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload", bridge)
 	case c.Table.Name == "filter" && c.Table.Family == nftables.TableFamilyIPv4:
 		hint = fmt.Sprintf("if VMs don't get by, let them: iptables -I %s -i %s -j ACCEPT", c.Name, bridge)

@@ -37,10 +37,13 @@ const helper = "BANGER_TEST_HELPER"
 
 func TestMain(m *testing.M) {
 	switch {
-	case os.Getenv(helper) == "flush":
+	case os.Getenv(helper) != "":
 		conn, err := nftables.New()
 		if err == nil {
 			conn.FlushRuleset()
+			if os.Getenv(helper) == "reload firewalld" {
+				conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: firewalldTable})
+			}
 			err = conn.Flush()
 		}
 		if err != nil {
