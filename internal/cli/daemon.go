@@ -114,7 +114,13 @@ func (a *app) daemonStopCommand() *cobra.Command {
 			if err := api.New(d.Socket).StopDaemon(cmd.Context()); err != nil {
 				return err
 			}
-			return ended(cmd.Context())
+			if err := ended(cmd.Context()); err != nil {
+				return err
+			}
+			if d.Running > 0 {
+				a.note("VMs that run on: %d. Names, DNS for VMs and forwarded ports come back with the next daemon", d.Running)
+			}
+			return nil
 		},
 	}
 }

@@ -109,7 +109,13 @@ func (f *fake) routes() http.Handler {
 		})
 	}
 	handle("GET /v1/daemon", func(*http.Request) (any, *api.Error) {
-		return api.Daemon{Version: "fake-1", PID: os.Getpid(), StartedAt: time.Now(), StateDir: f.root, Socket: f.socket, VMs: len(f.vms)}, nil
+		d := api.Daemon{Version: "fake-1", PID: os.Getpid(), StartedAt: time.Now(), StateDir: f.root, Socket: f.socket, VMs: len(f.vms)}
+		for _, vm := range f.list() {
+			if vm.State == api.StateRunning {
+				d.Running++
+			}
+		}
+		return d, nil
 	})
 	handle("POST /v1/daemon/stop", func(*http.Request) (any, *api.Error) { close(f.done); return nil, nil })
 	handle("GET /v1/vms", func(r *http.Request) (any, *api.Error) {
