@@ -15,8 +15,15 @@ import (
 	"banger/internal/config"
 	"banger/internal/errs"
 	"banger/internal/host"
+	"banger/internal/jail"
 	"banger/internal/op"
 )
+
+// The doctor confines a program, by way of this one.
+func TestMain(m *testing.M) {
+	jail.Main()
+	os.Exit(m.Run())
+}
 
 func options(t *testing.T) Options {
 	state := t.TempDir()
