@@ -6,7 +6,6 @@ package disk
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -109,7 +108,8 @@ func (v Volume) Sync() error {
 			return err
 		}
 		if err := errors.Join(host.Fault("sync "+path), f.Sync(), f.Close()); err != nil {
-			return fmt.Errorf("sync %s: %w", path, err)
+			return errs.New(errs.Unavailable, "the host can't keep the disk %s", path).Because(err).
+				Try("look at the filesystem that it is on, by df -h and dmesg, and try again")
 		}
 	}
 	return nil

@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
 )
 
 // commit is what is true of a transaction when it has been committed.
@@ -44,15 +46,45 @@ func (c commit) done(conn *sql.Conn) {
 	}
 }
 
-// sync makes all that was committed durable.
+// sync makes all that was committed durable: by a flush of the log, or else by having it in the
+// database's own file.
 func (s *Store) sync() error {
-	f, err := os.Open(s.log)
+	err := flush(s.log)
+	if err == nil {
+		return nil
+	}
+	s.holed.Store(true)
+	if s.fold(context.Background()) == nil {
+		return nil
+	}
+	return unwritable(fmt.Errorf("flush the database's log: %w", err))
+}
+
+func flush(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("flush the database's log: %w", err)
+		return err
 	}
 	defer f.Close()
-	if err := unix.Fdatasync(int(f.Fd())); err != nil {
-		return fmt.Errorf("flush the database's log: %w", err)
+	return unix.Fdatasync(int(f.Fd()))
+}
+
+// fold writes what is in the log to the database's file and has the log begin anew. After a
+// flush that failed the kernel takes what was lost for written: what would be appended to
+// such a log is not durable, whatever the next flush says.
+func (s *Store) fold(ctx context.Context) error {
+	_, err := s.db.ExecContext(ctx, "PRAGMA wal_checkpoint(RESTART)")
+	if err == nil {
+		s.holed.Store(false)
 	}
-	return nil
+	return err
+}
+
+// unwritable puts a disk that fails or is full into words.
+func unwritable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errs.New(errs.Unavailable, "the database can't be written to").Because(err).
+		Try("look at the filesystem that it is on, by df -h and dmesg, and try again")
 }

@@ -55,6 +55,5 @@ func isFull(err error) bool {
 // the database by now is begun anew, in the room that it has.
 func (s *Store) makeRoom(ctx context.Context) error {
 	s.reserve.spend()
-	_, err := s.db.ExecContext(ctx, "PRAGMA wal_checkpoint(RESTART)")
-	return err
+	return s.fold(ctx)
 }

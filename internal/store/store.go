@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"modernc.org/sqlite"
@@ -31,6 +32,7 @@ type Store struct {
 	now     func() time.Time
 	fresh   bool // nobody has called Complete on the database
 	reserve reserve
+	holed   atomic.Bool // on the disk the log may lack what it should have
 	list    cache
 	news
 }
@@ -151,8 +153,19 @@ func (s *Store) tx(ctx context.Context, commit commit, do func(*sql.Tx) error) e
 	return err
 }
 
-func (s *Store) try(ctx context.Context, commit commit, do func(*sql.Tx) error) error {
+func (s *Store) try(ctx context.Context, commit commit, do func(*sql.Tx) error) (err error) {
 	defer s.list.drop() // whatever became of it
+	defer func() {
+		if isFull(err) {
+			s.holed.Store(true)
+			err = unwritable(err)
+		}
+	}()
+	if s.holed.Load() {
+		if err := s.fold(ctx); err != nil {
+			return err
+		}
+	}
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
 		return fmt.Errorf("connect to the database: %w", err)

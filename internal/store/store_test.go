@@ -306,10 +306,48 @@ func TestSwiftCommits(t *testing.T) {
 	if err := s.Delete(ctx, v.ID, "rm", vm.KindDisk); err != nil || flushes() != full {
 		t.Errorf("delete: %v, level %d", err, flushes())
 	}
-	if err := os.Remove(s.log); err != nil {
+}
+
+// What can't be made durable by the log is by the database's own file, before anything else is
+// promised.
+func TestALogThatCantBeFlushed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	s, ctx := open(t, path), t.Context()
+	v := vm.VM{ID: "0123456789ab", Name: "web", State: vm.Stopped}
+	if err := s.Create(ctx, v); err != nil {
 		t.Fatal(err)
 	}
-	if err := sync(); err == nil {
-		t.Error("a log that is gone was flushed")
+	// onDisk is what is left of the VM without the log.
+	onDisk := func() vm.State {
+		t.Helper()
+		db, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		alone := filepath.Join(t.TempDir(), "banger.db")
+		if err := os.WriteFile(alone, db, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := open(t, alone).Get(ctx, "web")
+		if err != nil && errs.KindOf(err) != errs.NotFound {
+			t.Fatal(err)
+		}
+		return got.State
+	}
+	_, sync, err := s.Intend(ctx, v.ID, "rm", func(x *vm.VM) error { return x.To(vm.Deleting, "") })
+	if err != nil || onDisk() == vm.Deleting {
+		t.Fatalf("%v, and without its log the database has it %q", err, onDisk())
+	}
+	s.log += ".gone"
+	if err := sync(); err != nil || onDisk() != vm.Deleting {
+		t.Errorf("%v, and without its log the database has it %q", err, onDisk())
+	}
+	s.holed.Store(true) // as after a commit that could not be flushed
+	if err := s.Delete(ctx, v.ID, "rm"); err != nil || s.holed.Load() {
+		t.Errorf("%v, holed: %t", err, s.holed.Load())
+	}
+	s.Close()
+	if err := sync(); errs.KindOf(err) != errs.Unavailable || errs.HintOf(err) == "" {
+		t.Errorf("nothing could be written, and it says %v", err)
 	}
 }
