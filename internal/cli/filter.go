@@ -17,6 +17,10 @@ type selection struct {
 
 func (s *selection) flags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&s.all, "all", false, "all VMs that this makes sense for")
+	s.filterFlag(cmd)
+}
+
+func (s *selection) filterFlag(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&s.filters, "filter", nil, "VMs with `key=value`: state=stopped, image=debian; several must all hold")
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -18,6 +19,7 @@ import (
 func (a *app) lsCommand() *cobra.Command {
 	var all, quiet, asJSON bool
 	var format string
+	var sel selection
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"ps"},
@@ -29,18 +31,24 @@ func (a *app) lsCommand() *cobra.Command {
 			if err != nil {
 				return badUsage("%v", err)
 			}
+			match, err := sel.match()
+			if err != nil {
+				return err
+			}
 			client, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
+			all = all || asJSON || sel.used()
 			list := client.VMsUp
-			if all || asJSON {
+			if all {
 				list = client.VMs
 			}
 			listed, err := list(cmd.Context())
 			if err != nil {
 				return err
 			}
+			listed = slices.DeleteFunc(listed, func(vm api.VM) bool { return !match(vm) })
 			if asJSON {
 				return a.json(append([]api.VM{}, listed...))
 			}
@@ -66,6 +74,7 @@ func (a *app) lsCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "stopped ones too")
+	sel.filterFlag(cmd)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "all VMs, as a JSON array")
 	cmd.Flags().StringVar(&format, "format", "", "a line for each VM by this Go `template`: '{{.Name}} {{.Network.IP}} {{bytes .Disk.AllocatedBytes}}'")

@@ -47,6 +47,9 @@ type Info struct {
 // Stat walks the tree at name, following name itself if it is a symbolic link.
 func Stat(name string) (Info, error) {
 	root, err := filepath.EvalSymlinks(name)
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return Info{}, fmt.Errorf("%s: %w", pe.Path, pe.Err) // without the name of a system call
+	}
 	if err != nil {
 		return Info{}, err
 	}
