@@ -14,6 +14,12 @@ func (c *Client) ImportImage(ctx context.Context, req ImportImage, progress func
 	return err
 }
 
+// PullImage makes an image of one in a registry.
+func (c *Client) PullImage(ctx context.Context, req PullImage, progress func(Event)) error {
+	_, err := c.operate(ctx, "POST", "/v1/images/pull", req, progress)
+	return err
+}
+
 // ImportImageFrom makes an image of what r gives.
 func (c *Client) ImportImageFrom(ctx context.Context, req ImportImage, r io.Reader, progress func(Event)) error {
 	b, err := json.Marshal(req)

@@ -382,6 +382,16 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 		f.note("import image %s %s%s", req.Name, filepath.Base(req.Path), what)
 		return f.begin("import", &api.VM{}), nil
 	})
+	handle("POST /v1/images/pull", func(r *http.Request) (any, *api.Error) {
+		var req api.PullImage
+		json.NewDecoder(r.Body).Decode(&req)
+		who := "none"
+		if c := req.Credentials; c != nil {
+			who = c.Username + ":" + c.Password
+		}
+		f.note("pull image %s as %s by %s", req.Reference, req.Name, who)
+		return f.begin("pull", &api.VM{}), nil
+	})
 	handle("POST /v1/images/import-stream", func(r *http.Request) (any, *api.Error) {
 		var req api.ImportImage
 		json.Unmarshal([]byte(r.FormValue("request")), &req)

@@ -30,6 +30,7 @@ func (a *app) imageCommand() *cobra.Command {
 			},
 		},
 		a.imageImportCommand(),
+		a.imagePullCommand(),
 		removeCommand(a, "image", (*api.Client).RemoveImage),
 		&cobra.Command{
 			Use:   "tag IMAGE NAME",

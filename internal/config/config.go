@@ -27,6 +27,8 @@ type Config struct {
 	Bridge     string // name of the bridge, or empty
 	Subnet     string // of the bridge, or empty
 	Owner      *Owner // whom root's daemon serves beside root, or nil
+	// Mirrors are hosts that have what a registry has, and are asked first; by that one's host.
+	Mirrors map[string][]string
 
 	// Settings tell of every key where its value comes from.
 	Settings []Setting

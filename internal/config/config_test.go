@@ -74,6 +74,7 @@ func TestFileIsRefused(t *testing.T) {
 		{"image = true", "not true or false", ""},
 		{"image = [\"a\"]", "not a list", ""},
 		{"dns_exec = \"/bin/tool set\"", "dns_exec is a list of strings, not a string", "dns_exec = ["},
+		{"registry_mirrors = [\"docker.io\"]", "no registry and its mirror", "registry_mirrors = ["},
 		{"dns_exec = [1]", "a list of strings, not a list", ""},
 		{"kernel = \"a\"\nimage = ", "line 2, column ", "toml.io"},
 		{"image = \"a\"\nimage = \"b\"", "line 2, column 1", ""},
@@ -184,4 +185,12 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestMirrors(t *testing.T) {
+	_, getenv := fileWith(t, "registry_mirrors = [\"docker.io=a\", \"docker.io=b:5000\", \"x=c\"]\n")
+	c, err := Load(getenv, 0, nil)
+	if err != nil || !reflect.DeepEqual(c.Mirrors, map[string][]string{"docker.io": {"a", "b:5000"}, "x": {"c"}}) {
+		t.Errorf("got %v, %v", c.Mirrors, err)
+	}
 }

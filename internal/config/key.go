@@ -72,6 +72,8 @@ var Keys = []Key{
 		Doc: "Where root's daemon answers the host's questions for names: an address of the loopback's with a port, or \"\" for nowhere."},
 	{Name: "hosts_file", Example: `"/etc/hosts"`, path: true, Daemon: true, set: text(func(c *Config) *string { return &c.DNS.HostsFile }),
 		Doc: "The file that dns_publish = \"hosts\" edits."},
+	{Name: "registry_mirrors", Example: `["docker.io=mirror.example:5000"]`, list: true, Daemon: true, set: setMirrors,
+		Doc: "Hosts that are asked for container images before the registry that comes before the =."},
 }
 
 func setPublish(c *Config, v []string) error {
@@ -99,6 +101,18 @@ func setListen(c *Config, v []string) error {
 		return hinted{fmt.Errorf("%q is no address of the loopback's with a port", v[0]), `write "127.0.0.153:53", or "" to answer nowhere`}
 	}
 	c.DNS.Listen = listen
+	return nil
+}
+
+func setMirrors(c *Config, v []string) error {
+	c.Mirrors = map[string][]string{}
+	for _, pair := range v {
+		registry, mirror, ok := strings.Cut(pair, "=")
+		if !ok || registry == "" || mirror == "" {
+			return fmt.Errorf("%q is no registry and its mirror", pair)
+		}
+		c.Mirrors[registry] = append(c.Mirrors[registry], mirror)
+	}
 	return nil
 }
 

@@ -85,7 +85,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}
 	d.vmm = newVMM(filepath.Join(state, "cache"))
 	d.ops = op.NewRegistry(run)
-	d.library = newLibrary(state, opts.Config.Runtime, opts.Version, d.bundle, d.bundleTarget)
+	d.library = newLibrary(state, opts.Config.Runtime, opts.Config.Mirrors, opts.Version, d.bundle, d.bundleTarget)
 	if opts.Config.RepoRoot != "" {
 		d.note("repo_root is there for old config files only; write runtime_dir = %q instead", filepath.Join(opts.Config.RepoRoot, "runtime"))
 	}

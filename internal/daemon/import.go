@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"path/filepath"
 
@@ -9,18 +11,18 @@ import (
 	"banger/internal/errs"
 	"banger/internal/image"
 	"banger/internal/image/oci"
+	"banger/internal/image/registry"
 	"banger/internal/op"
 )
 
 // ImportImage makes an image of what lies at the request's path, or of body if there is one.
 func (l *library) ImportImage(ctx context.Context, o *op.Operation, req api.ImportImage, body io.Reader) error {
 	choice := oci.Choice{Ref: req.Ref, Platform: req.Platform}
-	in := image.Import{Name: req.Name}
-	if req.SizeBytes != nil {
-		if in.Bytes = *req.SizeBytes; in.Bytes <= 0 {
-			return errs.New(errs.Invalid, "an image can't have %d bytes", in.Bytes)
-		}
+	bytes, err := imageBytes(req.SizeBytes)
+	if err != nil {
+		return err
 	}
+	in := image.Import{Name: req.Name, Bytes: bytes}
 	switch {
 	case body != nil:
 		in.Source = "standard input"
@@ -37,6 +39,50 @@ func (l *library) ImportImage(ctx context.Context, o *op.Operation, req api.Impo
 	}
 	l.making.RLock()
 	defer l.making.RUnlock()
-	_, err := l.images.Import(ctx, in, o.Stage)
+	_, err = l.images.Import(ctx, in, o.Stage)
 	return err
+}
+
+func imageBytes(asked *int64) (int64, error) {
+	if asked == nil {
+		return 0, nil
+	}
+	if *asked <= 0 {
+		return 0, errs.New(errs.Invalid, "an image can't have %d bytes", *asked)
+	}
+	return *asked, nil
+}
+
+// PullImage makes an image of one in a registry. Who pulls the same at the same time waits for
+// the one pull.
+func (l *library) PullImage(ctx context.Context, o *op.Operation, req api.PullImage) error {
+	ref, err := registry.ParseReference(req.Reference)
+	if err != nil {
+		return err
+	}
+	bytes, err := imageBytes(req.SizeBytes)
+	if err != nil {
+		return err
+	}
+	in := image.Import{Name: cmp.Or(req.Name, registry.ShortName(ref)), Source: ref.Name(), Bytes: bytes}
+	if in.Name, err = image.ParseName(in.Name); err != nil {
+		return err
+	}
+	l.making.RLock()
+	defer l.making.RUnlock()
+	key := fmt.Sprintf("pull %s %s %s %d", ref.Name(), in.Name, req.Platform, bytes)
+	_, err = l.images.Share(ctx, key, o.Stage, func(ctx context.Context, progress image.Progress) (image.Image, error) {
+		in.Open = func(ctx context.Context, _ string) (*oci.Source, error) {
+			return l.puller.Pull(ctx, ref, oci.Choice{Platform: req.Platform}, credentialsOf(req.Credentials), progress)
+		}
+		return l.images.Import(ctx, in, progress)
+	})
+	return err
+}
+
+func credentialsOf(c *api.RegistryCredentials) *registry.Credentials {
+	if c == nil {
+		return nil
+	}
+	return &registry.Credentials{Username: c.Username, Password: c.Password, Auth: c.Auth, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}
 }

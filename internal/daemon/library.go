@@ -12,6 +12,7 @@ import (
 	"banger/internal/errs"
 	"banger/internal/guest/embedded"
 	"banger/internal/image"
+	"banger/internal/image/registry"
 	"banger/internal/kernel"
 	"banger/internal/op"
 	"banger/internal/runtimedir"
@@ -23,6 +24,7 @@ import (
 type library struct {
 	state    string
 	images   *image.Store
+	puller   *registry.Puller
 	config   config.Runtime
 	banger   string // this daemon's version
 	resolve  func() (runtimedir.Bundle, error)
@@ -32,12 +34,13 @@ type library struct {
 	making   sync.RWMutex // held for reading while an image or a kernel is being made
 }
 
-func newLibrary(state string, config config.Runtime, version string, resolve, target func() (runtimedir.Bundle, error)) *library {
+func newLibrary(state string, config config.Runtime, mirrors map[string][]string, version string, resolve, target func() (runtimedir.Bundle, error)) *library {
 	l := &library{state: state, config: config, banger: version, resolve: resolve, target: target}
 	l.images = image.NewStore(filepath.Join(state, "images"), func() (string, error) {
 		b, err := resolve()
 		return b.ImagesDir(), err
 	})
+	l.puller = &registry.Puller{Cache: filepath.Join(state, "cache", "blobs"), Mirrors: mirrors}
 	return l
 }
 

@@ -21,6 +21,12 @@ func (s *Server) importRoutes(a huma.API) {
 				return s.Library.ImportImage(ctx, o, in.Body, nil)
 			}), nil
 		})
+	huma.Register(a, route("POST", "/v1/images/pull", "pull-image", "Make an image of a container image in a registry"),
+		func(_ context.Context, in *struct{ Body api.PullImage }) (*accepted, error) {
+			return s.start("pull image", func(ctx context.Context, o *op.Operation) error {
+				return s.Library.PullImage(ctx, o, in.Body)
+			}), nil
+		})
 	stream := route("POST", "/v1/images/import-stream", "import-image-stream",
 		"Make an image of the root filesystem in the body, which goes on after the answer, an operation, has come")
 	huma.Register(a, stream, func(_ context.Context, in *struct {

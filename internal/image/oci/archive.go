@@ -68,7 +68,7 @@ func (a *archived) has(name string) bool {
 	return ok
 }
 
-func (a *archived) open(name string) (io.ReadCloser, int64, error) {
+func (a *archived) Open(name string) (io.ReadCloser, int64, error) {
 	name = path.Clean(name)
 	for range 8 {
 		p, ok := a.index[name]
@@ -86,7 +86,7 @@ func (a *archived) open(name string) (io.ReadCloser, int64, error) {
 // unpacked is the files of a directory, none of which may lie outside.
 type unpacked struct{ root *os.Root }
 
-func (u unpacked) open(name string) (io.ReadCloser, int64, error) {
+func (u unpacked) Open(name string) (io.ReadCloser, int64, error) {
 	// A pipe in the place of a file would be waited for.
 	f, err := u.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {

@@ -23,7 +23,7 @@ type dockerImage struct {
 }
 
 // docker reads a Docker archive.
-func docker(in files, c Choice) (*Source, error) {
+func docker(in Files, c Choice) (*Source, error) {
 	platform, err := c.platform()
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func docker(in files, c Choice) (*Source, error) {
 		s.Name = image.RepoTags[0]
 	}
 	for i, name := range image.Layers {
-		r, size, err := in.open(name)
+		r, size, err := in.Open(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, refuse("it is incomplete: the layer %q is not in it", name)
 		}
@@ -66,7 +66,7 @@ func docker(in files, c Choice) (*Source, error) {
 		r.Close()
 		s.Layers = append(s.Layers, Layer{Name: short(config.RootFS.DiffIDs[i]), Size: size, DiffID: config.RootFS.DiffIDs[i].Hex,
 			Open: func(context.Context) (io.ReadCloser, error) {
-				r, _, err := in.open(name)
+				r, _, err := in.Open(name)
 				return r, err
 			}})
 	}

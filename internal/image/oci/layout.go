@@ -16,10 +16,10 @@ import (
 	"banger/internal/errs"
 )
 
-// files are the files of a layout or an archive.
-type files interface {
-	// open opens a regular file, whose size it tells. fs.ErrNotExist if it is not there.
-	open(name string) (io.ReadCloser, int64, error)
+// Files are the files of a layout or an archive.
+type Files interface {
+	// Open opens a regular file, whose size it tells. fs.ErrNotExist if it is not there.
+	Open(name string) (io.ReadCloser, int64, error)
 }
 
 // Choice picks one of several images.
@@ -48,8 +48,11 @@ const (
 	maxIndexes    = 64
 )
 
+// OpenFiles opens an OCI layout whose files come from anywhere.
+func OpenFiles(in Files, c Choice) (*Source, error) { return layout(in, c) }
+
 // layout reads an OCI layout.
-func layout(in files, c Choice) (*Source, error) {
+func layout(in Files, c Choice) (*Source, error) {
 	platform, err := c.platform()
 	if err != nil {
 		return nil, err
@@ -94,7 +97,7 @@ func layout(in files, c Choice) (*Source, error) {
 
 // picker looks for one image in an index and the indexes in it.
 type picker struct {
-	files    files
+	files    Files
 	choice   Choice
 	platform v1.Platform
 	seen     map[string]bool // digests of indexes
@@ -230,8 +233,8 @@ func blobName(h v1.Hash) string { return "blobs/" + h.Algorithm + "/" + h.Hex }
 // short is a digest as people write it.
 func short(h v1.Hash) string { return h.Hex[:min(12, len(h.Hex))] }
 
-func openBlob(in files, h v1.Hash) (io.ReadCloser, int64, error) {
-	r, size, err := in.open(blobName(h))
+func openBlob(in Files, h v1.Hash) (io.ReadCloser, int64, error) {
+	r, size, err := in.Open(blobName(h))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, refuse("it is incomplete: the blob %s is not in it", h)
 	}
@@ -239,8 +242,8 @@ func openBlob(in files, h v1.Hash) (io.ReadCloser, int64, error) {
 }
 
 // document reads a small file of a layout or archive.
-func document(in files, name, digest string) ([]byte, error) {
-	r, _, err := in.open(name)
+func document(in Files, name, digest string) ([]byte, error) {
+	r, _, err := in.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, refuse("it is incomplete: %s is not in it", name)
 	}

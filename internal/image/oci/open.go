@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -50,14 +51,7 @@ func closing(s *Source, err error, end func() error) (*Source, error) {
 		end()
 		return nil, err
 	}
-	inner := s.close
-	s.close = func() error {
-		err := end()
-		if inner != nil {
-			err = errors.Join(inner(), err)
-		}
-		return err
-	}
+	s.OnClose(end)
 	return s, nil
 }
 
@@ -67,7 +61,7 @@ func openLayout(path string, c Choice) (*Source, error) {
 		return nil, err
 	}
 	in := unpacked{root}
-	r, _, err := in.open("oci-layout")
+	r, _, err := in.Open("oci-layout")
 	if err != nil {
 		root.Close()
 		return nil, refuse("%s is a directory, but no OCI layout: it has no file oci-layout", path).(*errs.Error).
@@ -99,7 +93,7 @@ func openFile(f *os.File, name, scratch string, c Choice) (*Source, error) {
 	if ok && a.has("oci-layout") && a.has("index.json") {
 		return layout(a, c)
 	}
-	if ok && a.has("manifest.json") && a.ofDocker() {
+	if ok && a.ofDocker() {
 		return docker(a, c)
 	}
 	info, err := f.Stat()
@@ -111,14 +105,11 @@ func openFile(f *os.File, name, scratch string, c Choice) (*Source, error) {
 	}}}}, nil
 }
 
-// ofDocker tells a Docker archive from a root filesystem that has a manifest.json.
+// ofDocker tells a Docker archive from a root filesystem that happens to have a manifest.json.
 func (a *archived) ofDocker() bool {
-	for name := range a.index {
-		if !packedName.MatchString(name) {
-			return false
-		}
-	}
-	return true
+	b, err := document(a, "manifest.json", "")
+	var images []dockerImage
+	return err == nil && json.Unmarshal(b, &images) == nil && len(images) > 0 && images[0].Config != ""
 }
 
 const headBytes = 64 << 10
@@ -155,8 +146,8 @@ func OpenStream(r io.Reader, name, scratch string, c Choice) (*Source, error) {
 	return closing(s, nil, plain.Close)
 }
 
-// packedName matches the names of files in archives of images, whatever tool made them.
-var packedName = regexp.MustCompile(`^(blobs(/.*)?|oci-layout|index\.json|manifest\.json|repositories|(sha256:)?[0-9a-f]{64}(/.*|\.json|\.tar|\.tar\.gz)?)$`)
+// packedName matches the names that archives of images begin with, whatever tool made them.
+var packedName = regexp.MustCompile(`^(blobs(/.*)?|oci-layout|repositories|[^/]+\.(json|tar|tar\.gz)|(sha256:)?[0-9a-f]{64}(/.*)?)$`)
 
 // firstName returns the name of the first file of a tar archive that begins with head, the
 // directory that the archive is of not counted. It returns false if that is no archive.

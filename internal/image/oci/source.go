@@ -7,6 +7,7 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -56,6 +57,17 @@ const (
 	Tar    Kind = "tar"
 	Ext4   Kind = "ext4"
 )
+
+// OnClose has Close call end too.
+func (s *Source) OnClose(end func() error) {
+	inner := s.close
+	s.close = func() error {
+		if inner == nil {
+			return end()
+		}
+		return errors.Join(inner(), end())
+	}
+}
 
 // Close lets go of the files it was read from.
 func (s *Source) Close() error {
@@ -174,20 +186,20 @@ func (p *reported) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// maxDocument bounds manifests, indexes and configurations, in bytes: registries do too.
-const maxDocument = 4 << 20
+// MaxDocument bounds manifests, indexes and configurations, in bytes: registries do too.
+const MaxDocument = 4 << 20
 
 // readDocument reads a small file that may have a digest.
 func readDocument(r io.Reader, what, digest string) ([]byte, error) {
 	if digest != "" {
 		r = verify(r, what, -1, digest)
 	}
-	b, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
+	b, err := io.ReadAll(io.LimitReader(r, MaxDocument+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > maxDocument {
-		return nil, refuse("%s is larger than %d MiB", what, maxDocument>>20)
+	if len(b) > MaxDocument {
+		return nil, refuse("%s is larger than %d MiB", what, MaxDocument>>20)
 	}
 	return b, nil
 }
