@@ -14,6 +14,30 @@ func (c *Client) ImportImage(ctx context.Context, req ImportImage, progress func
 	return err
 }
 
+// errorTrailer is where an answer that has begun already tells what went wrong after all.
+const errorTrailer = "Banger-Error"
+
+// ExportImage writes an image's files to w: as a tar archive of the root filesystem, or for the
+// format "oci" as an archive of a container image.
+func (c *Client) ExportImage(ctx context.Context, name, format string, w io.Writer) error {
+	resp, err := c.request(ctx, "GET", "/v1/images/"+segment(name)+"/export?format="+url.QueryEscape(format), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		return gone(err)
+	}
+	if b := resp.Trailer.Get(errorTrailer); b != "" {
+		var e Error
+		if err := json.Unmarshal([]byte(b), &e); err != nil {
+			return err
+		}
+		return &e
+	}
+	return nil
+}
+
 // PullImage makes an image of one in a registry.
 func (c *Client) PullImage(ctx context.Context, req PullImage, progress func(Event)) error {
 	_, err := c.operate(ctx, "POST", "/v1/images/pull", req, progress)

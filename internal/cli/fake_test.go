@@ -382,6 +382,9 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 		f.note("import image %s %s%s", req.Name, filepath.Base(req.Path), what)
 		return f.begin("import", &api.VM{}), nil
 	})
+	handle("GET /v1/images/{name}/export", func(r *http.Request) (any, *api.Error) {
+		return "archive as " + r.FormValue("format"), byName(r, "image")
+	})
 	handle("POST /v1/images/pull", func(r *http.Request) (any, *api.Error) {
 		var req api.PullImage
 		json.NewDecoder(r.Body).Decode(&req)

@@ -31,6 +31,7 @@ func (a *app) imageCommand() *cobra.Command {
 		},
 		a.imageImportCommand(),
 		a.imagePullCommand(),
+		a.imageExportCommand(),
 		removeCommand(a, "image", (*api.Client).RemoveImage),
 		&cobra.Command{
 			Use:   "tag IMAGE NAME",

@@ -53,6 +53,19 @@ func imageBytes(asked *int64) (int64, error) {
 	return *asked, nil
 }
 
+// ExportImage finds an image and returns what writes it.
+func (l *library) ExportImage(reference, format string) (func(context.Context, io.Writer) error, error) {
+	i, err := l.images.Get(reference)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, w io.Writer) error {
+		l.making.RLock()
+		defer l.making.RUnlock()
+		return l.images.Export(ctx, i, format, w)
+	}, nil
+}
+
 // PullImage makes an image of one in a registry. Who pulls the same at the same time waits for
 // the one pull.
 func (l *library) PullImage(ctx context.Context, o *op.Operation, req api.PullImage) error {

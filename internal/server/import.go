@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"time"
 
@@ -27,6 +28,17 @@ func (s *Server) importRoutes(a huma.API) {
 				return s.Library.PullImage(ctx, o, in.Body)
 			}), nil
 		})
+	export := route("GET", "/v1/images/{name}/export", "export-image", "Read an image's files as an archive; what goes wrong on the way is in the trailer Banger-Error")
+	huma.Register(a, export, func(_ context.Context, in *struct {
+		ByName
+		Format string `query:"format" doc:"tar, of the root filesystem, or oci, an archive of a container image" enum:"tar,oci" default:"tar"`
+	}) (*huma.StreamResponse, error) {
+		write, err := s.Library.ExportImage(in.Name, in.Format)
+		if err != nil {
+			return nil, toAPI(err)
+		}
+		return &huma.StreamResponse{Body: func(c huma.Context) { exportTo(c, write) }}, nil
+	})
 	stream := route("POST", "/v1/images/import-stream", "import-image-stream",
 		"Make an image of the root filesystem in the body, which goes on after the answer, an operation, has come")
 	huma.Register(a, stream, func(_ context.Context, in *struct {
@@ -38,6 +50,16 @@ func (s *Server) importRoutes(a huma.API) {
 		}
 		return &huma.StreamResponse{Body: func(c huma.Context) { s.importStream(c, req) }}, nil
 	})
+}
+
+func exportTo(c huma.Context, write func(context.Context, io.Writer) error) {
+	_, w := humago.Unwrap(c)
+	w.Header().Set("Content-Type", "application/x-tar")
+	w.Header().Set("Trailer", "Banger-Error")
+	if err := write(c.Context(), w); err != nil {
+		b, _ := json.Marshal(wire(err)) // of strings only
+		w.Header().Set("Banger-Error", string(b))
+	}
 }
 
 // importStream answers with the operation and keeps the answer open while that reads the body.

@@ -24,6 +24,8 @@ type Library interface {
 	ImageInfo(ctx context.Context, name string) (api.Image, error)
 	TagImage(ctx context.Context, reference, name string) error
 	ImportImage(ctx context.Context, o *op.Operation, req api.ImportImage, body io.Reader) error
+	// ExportImage finds an image; the function that it returns then writes it.
+	ExportImage(reference, format string) (func(ctx context.Context, w io.Writer) error, error)
 	PullImage(ctx context.Context, o *op.Operation, req api.PullImage) error
 	RemoveImage(ctx context.Context, reference string) error
 	PruneImages(ctx context.Context, dry bool) ([]api.Image, error)

@@ -327,6 +327,9 @@ func (f *flattener) imply(parent int32, name string, mtime time.Time) (int32, er
 // whiteout removes what lower layers have put at a name; all in the directory, for the
 // opaque marker. Names that begin like it have been aufs's own.
 func (f *flattener) whiteout(above []string, name string) error {
+	if name == "" || name == "." || name == ".." {
+		return refuse("there is no file of the name %q to remove", name)
+	}
 	parent, err := f.walk(above, nil)
 	if err != nil || parent == nowhere {
 		return err
@@ -336,8 +339,6 @@ func (f *flattener) whiteout(above []string, name string) error {
 		return f.clear(parent)
 	case strings.HasPrefix(name, ".wh."):
 		return nil
-	case name == "" || name == "." || name == "..":
-		return refuse("there is no file of the name %q to remove", name)
 	}
 	at := f.tree.find(parent, name)
 	if at == top || f.tree.node(at).kind == gone {

@@ -42,6 +42,9 @@ func openArchive(f *os.File) (*archived, bool, error) {
 		if errors.Is(err, io.EOF) {
 			return a, true, nil
 		}
+		if errors.Is(err, unix.EINVAL) { // a size that no file has
+			return nil, false, nil
+		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return nil, false, tarError(err)
 		}

@@ -12,21 +12,27 @@ import (
 // capability is security.capability of cap_net_raw+ep.
 const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
+var longName = strings.Repeat("long directory name/", 12) + strings.Repeat("n", 255)
+
+// everyKind has a file of each kind, and whatever else files can have.
+var everyKind = []entry{
+	dir("./", 0o755), dir("etc/", 0o755), file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"), dir("tmp", 0o1777),
+	file("bin/su", "#!").owned(0, 0, 0o4755), file("home/u/f", "mine").owned(1000, 100000, 0o600), symlink("lib", "usr/lib"), symlink("abs", "/etc/passwd"),
+	{Header: tar.Header{Typeflag: tar.TypeChar, Name: "dev/null", Mode: 0o666, Devmajor: 1, Devminor: 3}},
+	{Header: tar.Header{Typeflag: tar.TypeBlock, Name: "dev/vda", Mode: 0o660, Gid: 6, Devmajor: 254, Devminor: 300}},
+	{Header: tar.Header{Typeflag: tar.TypeFifo, Name: "run/pipe", Mode: 0o600}},
+	link("bin/second", "bin/su"), file("empty", ""), file(longName, "long"), file("with\nnewline and \xff", "odd"),
+	file("bin/ping", "ping").xattr("security.capability", capability).xattr("user.note", "text"),
+	file("etc/large", strings.Repeat("large", 1<<20)), file("zeros", strings.Repeat("\x00", 1<<20)+"end"),
+	{tar.Header{Typeflag: tar.TypeReg, Name: "precise", Mode: 0o644, ModTime: testTime.Add(123456789), Format: tar.FormatPAX}, "then"},
+}
+
+func v1Config(program string) v1.Config { return v1.Config{Entrypoint: []string{program}} }
+
 // Layers add up to what umoci makes of them.
 func TestLayersAddUp(t *testing.T) {
-	long := strings.Repeat("long directory name/", 12) + strings.Repeat("n", 255)
 	for name, layers := range map[string][][]entry{
-		"kinds": {{
-			dir("./", 0o755), dir("etc/", 0o755), file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"), dir("tmp", 0o1777),
-			file("bin/su", "#!").owned(0, 0, 0o4755), file("home/u/f", "mine").owned(1000, 100000, 0o600), symlink("lib", "usr/lib"), symlink("abs", "/etc/passwd"),
-			{Header: tar.Header{Typeflag: tar.TypeChar, Name: "dev/null", Mode: 0o666, Devmajor: 1, Devminor: 3}},
-			{Header: tar.Header{Typeflag: tar.TypeBlock, Name: "dev/vda", Mode: 0o660, Gid: 6, Devmajor: 254, Devminor: 300}},
-			{Header: tar.Header{Typeflag: tar.TypeFifo, Name: "run/pipe", Mode: 0o600}},
-			link("bin/second", "bin/su"), file("empty", ""), file(long, "long"), file("with\nnewline and \xff", "odd"),
-			file("bin/ping", "ping").xattr("security.capability", capability).xattr("user.note", "text"),
-			file("etc/large", strings.Repeat("large", 1<<20)), file("zeros", strings.Repeat("\x00", 1<<20)+"end"),
-			{tar.Header{Typeflag: tar.TypeReg, Name: "precise", Mode: 0o644, ModTime: testTime.Add(123456789), Format: tar.FormatPAX}, "then"},
-		}},
+		"kinds": {everyKind},
 		"whiteouts": {
 			{file("a/b/c", "1"), file("a/b/d", "1"), file("gone", "1"), file("dir/x", "1"), file("dir/sub/y", "1"), file("replaced/z", "1"), file("stays", "1")},
 			{file(".wh.gone", ""), file("a/b/.wh.c", ""), file(".wh.dir", ""), file("replaced", "now a file"), file("stays", "2"), file(".wh.never", "")},

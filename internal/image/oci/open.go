@@ -161,7 +161,8 @@ func firstName(head []byte) (string, bool) {
 			return ".", true
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
-			return "", false
+			// A header that is damaged, or longer than head, is told of by who reads it all.
+			return ".", bytes.Equal(head[257:262], []byte("ustar"))
 		}
 		if name := path.Clean(hdr.Name); name != "." || hdr.Typeflag != tar.TypeDir {
 			return name, true
