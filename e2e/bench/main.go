@@ -63,7 +63,7 @@ func run(out string, long bool, only string) (err error) {
 		{"clones", clones}, {"guest_io", guestIO}, {"many_disks", manyDisks},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
-		{"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"tap_throughput", tapThroughput},
+		{"import", importRatio}, {"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"tap_throughput", tapThroughput},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}}

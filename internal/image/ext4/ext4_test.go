@@ -10,7 +10,7 @@ import (
 	"banger/internal/host"
 )
 
-func needMkfs(t *testing.T) {
+func needMkfs(t testing.TB) {
 	t.Helper()
 	for _, program := range []string{"mkfs.ext4", "dumpe2fs", "debugfs", "e2fsck"} {
 		if _, err := host.LookPath(program); err != nil {
@@ -19,7 +19,7 @@ func needMkfs(t *testing.T) {
 	}
 }
 
-func tool(t *testing.T, args ...string) string {
+func tool(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := host.Output(t.Context(), host.Command{Path: args[0], Args: args[1:]})
 	if err != nil {

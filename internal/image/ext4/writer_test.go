@@ -16,12 +16,12 @@ import (
 // writing is a filesystem in the making, with names.
 type writing struct {
 	*Writer
-	t    *testing.T
+	t    testing.TB
 	path string
 	dirs map[Inode]*Directory
 }
 
-func newWriting(t *testing.T, maxBytes int64) *writing {
+func newWriting(t testing.TB, maxBytes int64) *writing {
 	t.Helper()
 	needMkfs(t)
 	path := filepath.Join(t.TempDir(), "fs")

@@ -1,0 +1,85 @@
+package ext4
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// FuzzReader changes bytes of a filesystem, and reads what is left of it: with errors at worst.
+func FuzzReader(f *testing.F) {
+	x := newWriting(f, 0)
+	dir := x.mkdir(Top, "directory")
+	for i := range 200 {
+		x.file(dir, string(rune('a'+i%26))+string(rune('A'+i/26)), Attr{Xattrs: []Xattr{{"user.x", make([]byte, 200)}}}, &io.LimitedReader{R: endless{}, N: int64(i * 100)})
+	}
+	x.finish(Size{Bytes: 128 << 20})
+	original, err := os.ReadFile(x.path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(uint32(1024+0x60), uint32(0x10000), uint32(0), uint32(0))
+	f.Add(uint32(8400*4096), uint32(0xffff), uint32(135*4096), uint32(7))
+	f.Fuzz(func(t *testing.T, at, value, at2, value2 uint32) {
+		path := filepath.Join(t.TempDir(), "fs")
+		img, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer img.Close()
+		// Structure alone: some 3 MiB, the rest a hole.
+		const structure = 3 << 20
+		if err := img.Truncate(int64(len(original))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := img.Write(original[:structure]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := img.WriteAt(original[32<<20:40<<20], 32<<20); err != nil {
+			t.Fatal(err)
+		}
+		for a, v := range map[uint32]uint32{at: value, at2: value2} {
+			img.WriteAt([]byte{byte(v), byte(v >> 8), byte(v >> 16), byte(v >> 24)}, int64(a%(40<<20)))
+		}
+		r, err := NewReader(img)
+		if err != nil {
+			return
+		}
+		if s, err := r.Lookup("/directory/../directory/aA"); err == nil {
+			io.Copy(io.Discard, io.LimitReader(r.Content(s), 1<<20))
+		}
+		for ino := Inode(1); ino < 300; ino++ {
+			s, err := r.Stat(ino)
+			if err != nil {
+				continue
+			}
+			io.Copy(io.Discard, io.LimitReader(r.Content(s), 1<<20))
+			if s.Mode&unix.S_IFMT == unix.S_IFLNK {
+				r.Target(s)
+			}
+			n := 0
+			for _, err := range r.Entries(s) {
+				if n++; err != nil || n > 10_000 {
+					break
+				}
+			}
+		}
+	})
+}
+
+// FuzzXattrs decodes attributes of any bytes, and encodes again what it finds.
+func FuzzXattrs(f *testing.F) {
+	block, _ := xattrBlock(1, 2, stored([]Xattr{{"user.a", []byte("b")}, {"security.capability", make([]byte, 20)}}))
+	f.Add(block)
+	f.Fuzz(func(t *testing.T, p []byte) {
+		if len(p) < 32 {
+			return
+		}
+		found := getXattrs(p, 32, 0)
+		xattrBlock(1, 2, stored(found))
+		getXattrs(p, 4, 4)
+	})
+}
