@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"banger/api"
+	"banger/internal/errs"
 )
 
 func (a *app) imageImportCommand() *cobra.Command {
@@ -32,10 +34,20 @@ one it is made of the file's.`,
 			default:
 				req.Name = imageName(given[0])
 			}
+			from := a.Stdin
 			if !stdin {
 				var err error
 				if req.Path, err = filepath.Abs(given[0]); err != nil {
 					return err
+				}
+				// A pipe of this process's is nothing that the daemon could open.
+				if info, err := os.Stat(req.Path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+					pipe, err := os.Open(req.Path)
+					if err != nil {
+						return errs.New(errs.Invalid, "can't read %s", given[0]).Because(err)
+					}
+					defer pipe.Close()
+					from, stdin = pipe, true
 				}
 			}
 			client, err := a.connect(cmd.Context())
@@ -44,7 +56,7 @@ one it is made of the file's.`,
 			}
 			p := a.progress("")
 			if stdin {
-				err = client.ImportImageFrom(cmd.Context(), req, a.Stdin, p.event)
+				err = client.ImportImageFrom(cmd.Context(), req, from, p.event)
 			} else {
 				err = client.ImportImage(cmd.Context(), req, p.event)
 			}

@@ -42,7 +42,7 @@ func (e *extents) add(x extent) error {
 func (e *extents) spill(above *[]extent, node []extent, depth uint16) error {
 	at, n := e.w.blocks.take(1)
 	if n == 0 {
-		return e.w.full()
+		return ErrFull
 	}
 	e.blocks++
 	var block [blockBytes]byte

@@ -57,7 +57,7 @@ func (w *Writer) Finish(ctx context.Context, size Size, directories iter.Seq[Dir
 	groups := groupsFor(max(bytes, int64(w.blocks.end())*blockBytes+size.JournalBytes))
 	groups = max(groups, int64(w.last)/inodesPerGroup+1)
 	if size.Bytes > 0 && groups > groupsFor(size.Bytes) {
-		return w.full()
+		return ErrFull
 	}
 	l, err := w.layOut(ctx, groups)
 	if err != nil {

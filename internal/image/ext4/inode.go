@@ -64,7 +64,7 @@ func (r *record) xattrsAt() uint64 {
 	return uint64(binary.LittleEndian.Uint32(r[104:])) | uint64(binary.LittleEndian.Uint16(r[118:]))<<32
 }
 
-func (r *record) putPlace(at uint64) {
+func (r *record) setXattrsAt(at uint64) {
 	binary.LittleEndian.PutUint32(r[104:], uint32(at))
 	binary.LittleEndian.PutUint16(r[118:], uint16(at>>32))
 }
@@ -170,7 +170,7 @@ func (w *Writer) AddFile(a Attr, r io.Reader) (Inode, error) {
 			return 0, err
 		}
 		if size+int64(n) > maxFile {
-			return 0, w.full()
+			return 0, ErrFull
 		}
 		// A block's end belongs to the file: what lay there before must not.
 		clear(w.chunk[n:min(len(w.chunk), n+blockBytes)])
@@ -238,7 +238,7 @@ func (w *Writer) writeRun(tree *extents, logical uint32, p []byte) error {
 	for len(p) > 0 {
 		at, n := w.blocks.take(uint64(len(p) / blockBytes))
 		if n == 0 {
-			return w.full()
+			return ErrFull
 		}
 		if err := w.writeAt(p[:n*blockBytes], at); err != nil {
 			return err
@@ -276,13 +276,13 @@ func (w *Writer) putXattrs(ino Inode, r *record, xattrs []Xattr) error {
 	clear(inside)
 	at, n := w.blocks.take(1)
 	if n == 0 {
-		return w.full()
+		return ErrFull
 	}
 	block, ok := xattrBlock(w.seed, at, all)
 	if !ok {
 		return ErrXattrs
 	}
-	r.putPlace(at)
+	r.setXattrsAt(at)
 	r.setBlocks(r.blocks() + 1)
 	return w.writeAt(block, at)
 }

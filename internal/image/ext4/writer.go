@@ -106,8 +106,6 @@ func (w *Writer) Close() error {
 // Bytes returns how many bytes of data the filesystem has so far.
 func (w *Writer) Bytes() int64 { return int64(w.blocks.count) * blockBytes }
 
-func (w *Writer) full() error { return ErrFull }
-
 func (w *Writer) newInode() (Inode, error) {
 	if n := len(w.free); n > 0 {
 		ino := w.free[n-1]
@@ -115,7 +113,7 @@ func (w *Writer) newInode() (Inode, error) {
 		return ino, nil
 	}
 	if uint64(w.last)+1 >= w.blocks.limit/groupBlocks*inodesPerGroup {
-		return 0, w.full()
+		return 0, ErrFull
 	}
 	w.last++
 	w.links = append(w.links, 0)

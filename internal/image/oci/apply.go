@@ -404,7 +404,7 @@ func (f *flattener) attr(hdr *tar.Header) (ext4.Attr, error) {
 	case tar.TypeDir:
 		a.Mode |= unix.S_IFDIR
 	case tar.TypeSymlink:
-		a.Mode |= unix.S_IFLNK
+		a.Mode = unix.S_IFLNK | 0o777 // Linux knows no other
 	case tar.TypeChar:
 		a.Mode |= unix.S_IFCHR
 	case tar.TypeBlock:

@@ -33,13 +33,12 @@ func Open(path, scratch string, c Choice) (*Source, error) {
 	if info.IsDir() {
 		return openLayout(path, c)
 	}
+	if !info.Mode().IsRegular() { // a pipe would be waited for
+		return nil, refuse("%s is neither a file nor a directory", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		s, err := OpenStream(f, filepath.Base(path), scratch, c)
-		return closing(s, err, f.Close)
 	}
 	s, err := openFile(f, filepath.Base(path), scratch, c)
 	return closing(s, err, f.Close)

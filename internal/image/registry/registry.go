@@ -103,7 +103,7 @@ func (p *Puller) Pull(ctx context.Context, ref name.Reference, c oci.Choice, cre
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		failed = explain(ref, host, err)
+		failed = explain(host, err)
 	}
 	return nil, failed
 }
@@ -299,29 +299,26 @@ func worthwhile(err error) (wait time.Duration, again bool) {
 }
 
 // explain puts what a registry did into words.
-func explain(ref name.Reference, host string, err error) error {
-	if e, ok := errors.AsType[*errs.Error](err); ok {
-		return errs.New(e.Kind, "can't pull %s", ref).Because(err).Try("%s", e.Hint)
-	}
-	kind, hint := errs.Unavailable, "try again later; what has come so far is kept"
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err // its text repeats the method and the address
+func explain(host string, err error) error {
+	if _, ok := errors.AsType[*errs.Error](err); ok {
+		return err
 	}
 	if e, ok := errors.AsType[*transport.Error](err); ok {
 		switch e.StatusCode {
 		case http.StatusUnauthorized, http.StatusForbidden:
-			err = fmt.Errorf("%s refuses it to this user, or has no such image", host)
-			hint = fmt.Sprintf("log in, which writes the file that banger reads: docker login %s, podman login, skopeo login", host)
+			return errs.New(errs.Unavailable, "%s refuses it to this user, or has no such image", host).
+				Try("log in, which writes the file that banger reads: docker login %s, podman login or skopeo login", host)
 		case http.StatusNotFound:
-			kind, hint = errs.NotFound, "check the name and the tag"
-			err = fmt.Errorf("%s has no such image", host)
+			return errs.New(errs.NotFound, "%s has no such image", host).Try("check the name and the tag")
 		case http.StatusTooManyRequests:
-			err = fmt.Errorf("%s has been asked too often", host)
-		default:
-			err = fmt.Errorf("%s answers with status %d", host, e.StatusCode)
+			return errs.New(errs.Unavailable, "%s has been asked too often", host).Try("try again later; what has come so far is kept")
 		}
+		err = fmt.Errorf("it answers with status %d", e.StatusCode)
 	}
-	return errs.New(kind, "can't pull %s", ref).Because(err).Try("%s", hint)
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err // its text repeats the method and the address
+	}
+	return errs.New(errs.Unavailable, "%s can't be reached, or is out of order", host).Because(err).Try("try again later; what has come so far is kept")
 }
 
 // locks are held by digest: two pulls want the same layer once.
