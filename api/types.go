@@ -193,24 +193,6 @@ type ImportImage struct {
 	SizeBytes *int64 `json:"size_bytes,omitempty" doc:"Of the filesystem; what fits if absent"`
 }
 
-// PullImage asks to make an image of a container image in a registry.
-type PullImage struct {
-	Reference   string               `json:"reference" doc:"[HOST/]NAME[:TAG][@DIGEST]; the host and tag that are left out are Docker's"`
-	Name        string               `json:"name,omitempty" doc:"That it gets; the reference's if empty"`
-	Platform    string               `json:"platform,omitempty" doc:"os/architecture; linux/amd64 if empty"`
-	SizeBytes   *int64               `json:"size_bytes,omitempty" doc:"Of the filesystem; what fits if absent"`
-	Credentials *RegistryCredentials `json:"credentials,omitempty" doc:"For the registry; they are not kept"`
-}
-
-// RegistryCredentials are a user's of a registry, as the files of container tools have them.
-type RegistryCredentials struct {
-	Username      string `json:"username,omitempty"`
-	Password      string `json:"password,omitempty"`
-	Auth          string `json:"auth,omitempty"`
-	IdentityToken string `json:"identity_token,omitempty"`
-	RegistryToken string `json:"registry_token,omitempty"`
-}
-
 // TagImage asks that a name mean an image.
 type TagImage struct {
 	Image string `json:"image" doc:"A reference to it"`

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,8 +13,6 @@ import (
 	"strings"
 	"testing"
 )
-
-var long = flag.Bool("long", false, "also do the tests that take long")
 
 // staticProgram is the only file of an image from scratch: no shell, no init, no /etc.
 const staticProgram = `package main
@@ -210,8 +207,8 @@ func TestLayeredImagesBoot(t *testing.T) {
 
 // All of Debian, out through an OCI archive and in again.
 func TestDebianAsAContainerImage(t *testing.T) {
-	if !*long {
-		t.Skip("SKIP: it takes minutes; make test-long does it")
+	if *rounds < 200 {
+		t.Skip("SKIP: it takes minutes, as those that make test-long gives -rounds 200")
 	}
 	b := newBanger(t)
 	archive := filepath.Join(t.TempDir(), "debian.tar")

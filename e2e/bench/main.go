@@ -59,11 +59,12 @@ type measurement struct {
 
 func run(out string, long bool, only string) (err error) {
 	all := []measurement{
+		{"import", importRatio},
 		{"disk_create", diskCreate}, {"cold_run", coldRun}, {"exec", execRatio}, {"cp", cpRatio},
 		{"clones", clones}, {"guest_io", guestIO}, {"many_disks", manyDisks},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
-		{"import", importRatio}, {"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"tap_throughput", tapThroughput},
+		{"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"tap_throughput", tapThroughput},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}}
