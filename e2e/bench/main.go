@@ -59,10 +59,10 @@ type measurement struct {
 
 func run(out string, long bool, only string) (err error) {
 	all := []measurement{
-		{"import", importRatio},
 		{"disk_create", diskCreate}, {"cold_run", coldRun}, {"exec", execRatio}, {"cp", cpRatio},
 		{"clones", clones}, {"guest_io", guestIO}, {"many_disks", manyDisks},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
+		{"import", importRatio},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
 		{"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"tap_throughput", tapThroughput},
 	}
