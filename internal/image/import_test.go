@@ -58,8 +58,8 @@ func importStore(t *testing.T) (*Store, string) {
 	return NewStore(dir, func() (string, error) { return "", errs.New(errs.NotFound, "no bundle") }), dir
 }
 
-// nothingHalf fails if there is more in the store than finished images.
-func nothingHalf(t *testing.T, s *Store) {
+// noLeftovers fails if there is more in the store than finished images.
+func noLeftovers(t *testing.T, s *Store) {
 	t.Helper()
 	if left, err := s.Leftovers(); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q (%v)", left, err)
@@ -81,7 +81,7 @@ func TestImport(t *testing.T) {
 	if err := host.Run(t.Context(), host.Command{Path: "e2fsck", Args: []string{"-f", "-n", i.Path}}); err != nil {
 		t.Error(err)
 	}
-	nothingHalf(t, s)
+	noLeftovers(t, s)
 
 	// What is a filesystem already is taken as it is.
 	raw, err := os.Open(i.Path)
@@ -93,7 +93,7 @@ func TestImport(t *testing.T) {
 	if err != nil || again.VirtualBytes != i.VirtualBytes || again.Release != "bookworm" || again.AllocatedBytes > 64<<20 {
 		t.Errorf("from the filesystem: %+v, %v", again, err)
 	}
-	nothingHalf(t, s)
+	noLeftovers(t, s)
 }
 
 func TestImportsThatFail(t *testing.T) {
@@ -120,7 +120,7 @@ func TestImportsThatFail(t *testing.T) {
 			if errs.KindOf(err) != tc.kind || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("error is %v (%s)", err, errs.KindOf(err))
 			}
-			nothingHalf(t, s)
+			noLeftovers(t, s)
 			if all, err := s.List(); err != nil || len(all) > 0 {
 				t.Errorf("there are %+v (%v)", all, err)
 			}
@@ -152,7 +152,7 @@ func TestCancelledImport(t *testing.T) {
 			if !errors.Is(err, context.Canceled) {
 				t.Errorf("error is %v", err)
 			}
-			nothingHalf(t, s)
+			noLeftovers(t, s)
 		})
 	}
 }
@@ -199,5 +199,5 @@ func TestExportOfAnImage(t *testing.T) {
 	if err := s.Export(t.Context(), i, "zip", io.Discard); errs.KindOf(err) != errs.Invalid {
 		t.Errorf("error is %v", err)
 	}
-	nothingHalf(t, s)
+	noLeftovers(t, s)
 }
