@@ -270,7 +270,7 @@ func (r *Reader) locate(s *Stat, block uint64) (run, error) {
 	}
 	end := (uint64(s.Size) + uint64(r.block) - 1) / uint64(r.block)
 	node, depth, ok := getNode(s.data[:])
-	for limit := uint16(6); ok && depth < limit; limit = depth {
+	for above := uint16(6); ok && depth < above; { // a child is below its parent, or there is no end
 		var below *extent
 		for i := range node {
 			if uint64(node[i].logical) > block {
@@ -289,6 +289,7 @@ func (r *Reader) locate(s *Stat, block uint64) (run, error) {
 		if err := r.readBlock(p, below.physical); err != nil {
 			return run{}, err
 		}
+		above = depth
 		node, depth, ok = getNode(p)
 	}
 	return run{}, fmt.Errorf("the extents of inode %d are damaged", s.inode)

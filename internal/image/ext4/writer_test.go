@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -199,6 +200,23 @@ func TestWriterSparseFile(t *testing.T) {
 	tool(t, "debugfs", "-R", "dump /sparse "+out, x.path)
 	if got, want := tool(t, "sha256sum", out), fmt.Sprintf("%x", h.Sum(nil)); !strings.HasPrefix(got, want) {
 		t.Errorf("content has %s, want %s", got, want)
+	}
+	f, err := os.Open(x.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r, err := NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.Lookup("/sparse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := sha256.New()
+	if _, err := io.Copy(read, r.Content(s)); err != nil || !bytes.Equal(read.Sum(nil), h.Sum(nil)) {
+		t.Errorf("the content that Reader gives has %x (%v)", read.Sum(nil), err)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(x.path, &st); err != nil || st.Blocks*512 > (pieces+200)*holeBytes {
