@@ -232,6 +232,9 @@ func flushRules(t *testing.T) {
 func TestMoveToAnotherSubnet(t *testing.T) {
 	b := bridged(t)
 	b.refused(1, []string{"nothing to move"}, "network", "move")
+	if out := b.ok("network", "show", "--json"); strings.Contains(out, "null") {
+		t.Errorf("without VMs the network is %s", out)
+	}
 	name := b.vm("--name", "a", "-p", "18081:80")
 	b.server(name, "80")
 	was := b.network()

@@ -100,7 +100,7 @@ func (a *app) networkMoveCommand() *cobra.Command {
 		Long: `Move the bridge to another subnet, one that overlaps no network of the host if none is
 given. VMs that run are given their new addresses at once; connections to the old ones end.`,
 		Example: "  banger network move 10.86.0.0/22",
-		Args:    args(0, 1, ""),
+		Args:    args(0, 1, "one subnet"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var req api.MoveNetwork
 			if len(args) > 0 {

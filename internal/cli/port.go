@@ -20,6 +20,7 @@ const forwardSyntax = "[HOSTIP:]HOST:GUEST[/udp]"
 func (a *app) portCommand() *cobra.Command {
 	var change api.ChangePorts
 	var channel []string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:                   "port [flags] REF",
 		DisableFlagsInUseLine: true,
@@ -58,12 +59,16 @@ and passes connections on over the control channel.`,
 			if err != nil {
 				return err
 			}
+			if asJSON {
+				return a.json(append([]api.Forward{}, vm.Network.Forwards...))
+			}
 			return a.table(forwardRows(vm.Network.Forwards))
 		},
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&change.Add, "add", nil, "forward one more `port`")
 	f.StringArrayVar(&change.Remove, "rm", nil, "forward this `port` no more")
+	f.BoolVar(&asJSON, "json", false, "as a JSON array")
 	f.StringArrayVarP(&channel, "forward", "L", nil, "forward a TCP `port` over the control channel, until interrupted")
 	return cmd
 }

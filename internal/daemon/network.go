@@ -139,7 +139,7 @@ func (d *Daemon) checkPathOut(ctx context.Context, v vm.VM) api.Check {
 // describeNetwork is `network show`.
 func (d *Daemon) describeNetwork(ctx context.Context) (api.NetworkInfo, error) {
 	s := d.network.Status()
-	out := api.NetworkInfo{Available: true, Bridge: s.Bridge, Rules: s.Rules, Leases: []api.Lease{}, Problems: []string{}}
+	out := api.NetworkInfo{Available: true, Bridge: s.Bridge, Rules: append([]string{}, s.Rules...), Leases: []api.Lease{}, Problems: []string{}}
 	if err := d.network.Check(); err != nil {
 		out.Available = false
 		out.Problems = append(out.Problems, err.Error())
