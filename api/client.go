@@ -277,15 +277,33 @@ func (c *Client) Image(ctx context.Context, name string) (i Image, err error) {
 	return i, c.call(ctx, "GET", "/v1/images/"+segment(name), nil, &i)
 }
 
+// BuildImage builds an image from a manifest.
+func (c *Client) BuildImage(ctx context.Context, req BuildImage, progress func(Event)) error {
+	_, err := c.operate(ctx, "POST", "/v1/images/build", req, progress)
+	return err
+}
+
+// CheckImage tells which packages of an image the mirror has in newer versions. That also
+// makes the image stale, or not any more.
+func (c *Client) CheckImage(ctx context.Context, ref string) (newer []NewerPackage, err error) {
+	return newer, c.call(ctx, "POST", "/v1/images/"+segment(ref)+"/check", nil, &newer)
+}
+
+// CommitVM keeps the disk of a VM as an image.
+func (c *Client) CommitVM(ctx context.Context, ref string, req CommitVM, progress func(Event)) error {
+	_, err := c.operate(ctx, "POST", vmPath(ref, "/commit"), req, progress)
+	return err
+}
+
 // TagImage lets a name mean an image.
 func (c *Client) TagImage(ctx context.Context, req TagImage) error {
 	return c.call(ctx, "POST", "/v1/images/tag", req, nil)
 }
 
-// PruneImages removes the images that no name means and no VM uses, or with dry only lists
-// them.
-func (c *Client) PruneImages(ctx context.Context, dry bool) (images []Image, err error) {
-	return images, c.call(ctx, "POST", "/v1/images/prune?dry="+strconv.FormatBool(dry), nil, &images)
+// PruneImages removes the images that no name means and no VM uses and, with all, what
+// builds have kept to begin where they differ. With dry it only lists them.
+func (c *Client) PruneImages(ctx context.Context, all, dry bool) (pruned PrunedImages, err error) {
+	return pruned, c.call(ctx, "POST", fmt.Sprintf("/v1/images/prune?all=%t&dry=%t", all, dry), nil, &pruned)
 }
 
 // RemoveImage takes a name of an image away, and with the last one the image, which no VM

@@ -151,6 +151,9 @@ type Image struct {
 	AllocatedBytes int64        `json:"allocated_bytes"`
 	SHA256         string       `json:"sha256" doc:"Of the filesystem's file"`
 	ManifestHash   string       `json:"manifest_hash" doc:"Of the package manifest it was built from"`
+	ManifestPath   string       `json:"manifest_path,omitempty" doc:"Of that manifest's file; empty: banger carries it, or there is none"`
+	Stale          string       `json:"stale" doc:"Why it should be built anew; empty: nothing is known against it"`
+	Rebuild        string       `json:"rebuild,omitempty" doc:"The command that does so"`
 	Phases         []ImagePhase `json:"phases,omitempty" doc:"Of its build"`
 	Source         string       `json:"source,omitempty" doc:"Where it is from, if it was not built"`
 	Base           *ImageBase   `json:"base,omitempty" doc:"The image that it was made of"`
@@ -191,6 +194,35 @@ type ImportImage struct {
 	Ref       string `json:"ref,omitempty" doc:"Which image, where there are several: its name or tag"`
 	Platform  string `json:"platform,omitempty" doc:"os/architecture; linux/amd64 if empty"`
 	SizeBytes *int64 `json:"size_bytes,omitempty" doc:"Of the filesystem; what fits if absent"`
+}
+
+// BuildImage asks to build an image from a manifest of packages.
+type BuildImage struct {
+	Name      string `json:"name"`
+	Path      string `json:"path,omitempty" doc:"Absolute path of the manifest on the host; empty: the one that banger carries for that name"`
+	SizeBytes *int64 `json:"size_bytes,omitempty" doc:"Of the filesystem, instead of the manifest's"`
+	Refresh   bool   `json:"refresh,omitempty" doc:"With the mirror's newest packages, also where nothing else has changed"`
+}
+
+// NewerPackage is a package of an image that the mirror has in a newer version.
+type NewerPackage struct {
+	Name string `json:"name"`
+	Has  string `json:"has"`
+	Now  string `json:"now"`
+}
+
+// CommitVM asks that the disk of a VM be kept as an image.
+type CommitVM struct {
+	Name        string `json:"name" doc:"Of the image"`
+	Stop        bool   `json:"stop,omitempty" doc:"If it runs, stop it first; otherwise that is refused"`
+	KeepResidue bool   `json:"keep_residue,omitempty" doc:"Leave what belongs to the machine: machine-id, host keys, leases, logs, shell history"`
+	Script      string `json:"script,omitempty" doc:"SHA-256 of what was run in the VM to make it"`
+}
+
+// PrunedImages is what nothing needed any more.
+type PrunedImages struct {
+	Images     []Image `json:"images"`
+	PhaseBytes int64   `json:"phase_bytes" doc:"Of what builds had kept"`
 }
 
 // TagImage asks that a name mean an image.

@@ -64,7 +64,7 @@ func run(out string, long bool, only string) (err error) {
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
 		{"import", importRatio},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
-		{"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"tap_throughput", tapThroughput},
+		{"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"image_build", imageBuild}, {"tap_throughput", tapThroughput},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}}

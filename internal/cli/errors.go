@@ -54,9 +54,11 @@ func hintOf(err error) string {
 }
 
 // notFound tells whether the daemon knows no such thing.
-func notFound(err error) bool {
+func notFound(err error) bool { return hasCode(err, errs.NotFound) }
+
+func hasCode(err error, kind errs.Kind) bool {
 	e, ok := errors.AsType[*api.Error](err)
-	return ok && e.Code == string(errs.NotFound)
+	return ok && e.Code == string(kind)
 }
 
 // flagError turns the flag parser's errors into sentences.

@@ -346,7 +346,7 @@ func (f *fake) logs(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))) {
-	image := api.Image{Name: "debian", Names: []string{"debian", "base:1"}, Title: "debian", Digest: "sha256:0123456789abcdef", Distribution: "debian", Release: "12\x1b[2J", VirtualBytes: 4 << 30, AllocatedBytes: 300 << 20, BuiltAt: time.Now()}
+	image := api.Image{Name: "debian", Names: []string{"debian", "base:1"}, Title: "debian", Digest: "sha256:0123456789abcdef", Stale: "its manifest\x1b has changed", Rebuild: "banger image build debian", Distribution: "debian", Release: "12\x1b[2J", VirtualBytes: 4 << 30, AllocatedBytes: 300 << 20, BuiltAt: time.Now()}
 	kernel := api.Kernel{Name: "debian", Version: "6.1.0", Arch: "x86_64", Bytes: 40 << 20, Modules: true, CreatedAt: time.Now(), UsedBy: []string{"a", "b"}}
 	byName := func(r *http.Request, what string) *api.Error {
 		if n := r.PathValue("name"); n != "debian" {
@@ -402,8 +402,23 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 		f.note("import image %s: %d bytes", req.Name, n)
 		return f.begin("import", &api.VM{}), nil
 	})
+	handle("POST /v1/images/build", func(r *http.Request) (any, *api.Error) {
+		var req api.BuildImage
+		json.NewDecoder(r.Body).Decode(&req)
+		f.note("build image %s %s refresh=%v", req.Name, filepath.Base(req.Path), req.Refresh)
+		return f.begin("build image", &api.VM{}), nil
+	})
+	handle("POST /v1/images/{name}/check", func(r *http.Request) (any, *api.Error) {
+		return []api.NewerPackage{{Name: "curl", Has: "7.88.1-10", Now: "7.88.1-11\x1b"}}, byName(r, "image")
+	})
+	handle("POST /v1/vms/{ref}/commit", func(r *http.Request) (any, *api.Error) {
+		var req api.CommitVM
+		json.NewDecoder(r.Body).Decode(&req)
+		f.note("commit %s %s stop=%v keep=%v", r.PathValue("ref"), req.Name, req.Stop, req.KeepResidue)
+		return f.begin("commit", &api.VM{}), nil
+	})
 	handle("POST /v1/images/prune", func(r *http.Request) (any, *api.Error) {
-		return []api.Image{{Title: "debian@sha256:aa\x1b", AllocatedBytes: 3 << 20}}, nil
+		return api.PrunedImages{Images: []api.Image{{Title: "debian@sha256:aa\x1b", AllocatedBytes: 3 << 20}}}, nil
 	})
 	handle("DELETE /v1/images/{name}", func(r *http.Request) (any, *api.Error) { return nil, byName(r, "image") })
 	handle("GET /v1/kernels", func(*http.Request) (any, *api.Error) { return []api.Kernel{kernel}, nil })

@@ -48,13 +48,16 @@ what it meant before stays as long as a VM uses it, and until banger image prune
 				return client.TagImage(cmd.Context(), api.TagImage{Image: given[0], Name: given[1]})
 			},
 		},
+		a.imageBuildCommand(),
+		a.imageCheckCommand(),
+		a.customizeCommand(),
 		a.imagePruneCommand(),
 	)
 	return cmd
 }
 
 func (a *app) imagePruneCommand() *cobra.Command {
-	var dry bool
+	var all, dry bool
 	cmd := &cobra.Command{
 		Use:     "prune",
 		Short:   "Remove the images that no name means and no VM uses",
@@ -65,9 +68,9 @@ func (a *app) imagePruneCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			images, err := client.PruneImages(cmd.Context(), dry)
-			var bytes int64
-			for _, i := range images {
+			pruned, err := client.PruneImages(cmd.Context(), all, dry)
+			bytes := pruned.PhaseBytes
+			for _, i := range pruned.Images {
 				a.print("%s\n", shown(i.Title))
 				bytes += i.AllocatedBytes
 			}
@@ -77,19 +80,24 @@ func (a *app) imagePruneCommand() *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also what builds have kept to begin where they differ")
 	cmd.Flags().BoolVarP(&dry, "dry-run", "n", false, "only list them")
 	return cmd
 }
 
 func imageRows(images []api.Image) [][]string {
-	rows := [][]string{{"NAME", "DIGEST", "SYSTEM", "DISK", "SIZE", "BUILT", "USED BY"}}
+	rows := [][]string{{"NAME", "DIGEST", "SYSTEM", "DISK", "SIZE", "BUILT", "STATE", "USED BY"}}
 	for _, i := range images {
 		names := i.Names
+		state := ""
+		if i.Stale != "" {
+			state = "STALE"
+		}
 		if len(names) == 0 {
 			names = []string{i.Title}
 		}
 		rows = append(rows, []string{strings.Join(names, ","), shortDigest(i.Digest), strings.TrimSpace(i.Distribution + " " + i.Release), bytesText(i.AllocatedBytes),
-			bytesText(i.VirtualBytes), ago(time.Since(i.BuiltAt)), strings.Join(i.UsedBy, ",")})
+			bytesText(i.VirtualBytes), ago(time.Since(i.BuiltAt)), state, strings.Join(i.UsedBy, ",")})
 	}
 	return rows
 }

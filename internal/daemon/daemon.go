@@ -112,7 +112,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		DefaultImage: opts.Config.Image, DefaultKernel: opts.Config.Kernel,
 		AuthorizedKeys: []string{d.identity.public}, Autostart: d.autostart, Log: opts.Log,
 	}))
-	d.library.vms = d.vms
+	d.library.vms, d.library.workshop = d.vms, workshop{d.vms, d.ops}
 	if d.store.Fresh() {
 		if err := d.rebuild(ctx); err != nil {
 			return nil, err

@@ -2,9 +2,14 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"path/filepath"
 
 	"banger/api"
+	"banger/internal/errs"
 	"banger/internal/image"
+	"banger/internal/image/apt"
+	"banger/internal/op"
 	"banger/internal/vm"
 )
 
@@ -32,10 +37,13 @@ func (l *library) Images(ctx context.Context) ([]api.Image, error) {
 // showImage says what there is to know of an image but for its packages, which are many.
 func showImage(i image.Image, vms []vm.VM) api.Image {
 	out := api.Image{
-		Name: i.Name, Names: append([]string{}, i.Names...), Title: i.Title(), Digest: i.Digest, ReadOnly: i.ReadOnly,
+		Name: i.Name, Names: append([]string{}, i.Names...), Title: i.Title(), Digest: i.Digest, ReadOnly: i.ReadOnly, Stale: i.Stale,
 		Distribution: i.Distribution, Release: i.Release, Init: i.Init, VirtualBytes: i.VirtualBytes,
-		AllocatedBytes: i.AllocatedBytes, SHA256: i.SHA256, ManifestHash: i.ManifestHash, Source: i.Source, Script: i.Script,
+		AllocatedBytes: i.AllocatedBytes, SHA256: i.SHA256, ManifestHash: i.ManifestHash, ManifestPath: i.ManifestPath, Source: i.Source, Script: i.Script,
 		Path: i.Path, BuiltAt: i.BuiltAt, UsedBy: []string{},
+	}
+	if i.Stale != "" {
+		out.Rebuild = i.RebuildCommand()
 	}
 	for _, p := range i.Phases {
 		out.Phases = append(out.Phases, api.ImagePhase(p))
@@ -81,15 +89,101 @@ func (l *library) RemoveImage(ctx context.Context, reference string) error {
 	})
 }
 
-// PruneImages removes the images that no name means and no VM uses. With dry it only lists
-// them.
-func (l *library) PruneImages(ctx context.Context, dry bool) ([]api.Image, error) {
-	all, err := l.Images(ctx)
-	if err != nil {
-		return nil, err
+// BuildImage builds an image from its manifest: a file of the host's or, without a path, the
+// one that banger carries for its name.
+func (l *library) BuildImage(ctx context.Context, o *op.Operation, req api.BuildImage) error {
+	l.making.RLock()
+	defer l.making.RUnlock()
+	var m image.Manifest
+	var err error
+	if req.Path == "" {
+		m, err = image.BuiltIn(image.BuiltInName(req.Name))
+	} else {
+		m, err = image.ReadManifest(req.Path)
 	}
-	pruned := []api.Image{}
+	if err != nil {
+		return err
+	}
+	if req.SizeBytes != nil {
+		if m, err = m.Sized(*req.SizeBytes); err != nil {
+			return err
+		}
+	}
+	_, err = l.images.Build(ctx, req.Name, m, image.BuildOptions{Etc: apt.Etc, Refresh: req.Refresh, Workshop: l.workshop}, o.Stage)
+	return err
+}
+
+// CheckImage tells which packages of an image the mirrors have in newer versions.
+func (l *library) CheckImage(ctx context.Context, reference string) ([]api.NewerPackage, error) {
+	l.making.RLock()
+	defer l.making.RUnlock()
+	found, err := l.images.Check(ctx, reference, apt.Etc, func(string, int64, int64) {})
+	out := make([]api.NewerPackage, len(found))
+	for n, f := range found {
+		out[n] = api.NewerPackage(f)
+	}
+	return out, err
+}
+
+// CommitVM keeps the disk of a VM as an image.
+func (l *library) CommitVM(ctx context.Context, o *op.Operation, id string, req api.CommitVM) (err error) {
+	l.making.RLock()
+	defer l.making.RUnlock()
+	d, err := l.images.Begin(req.Name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Discard()) }()
+	path := filepath.Join(d.Dir, "rootfs")
+	v, err := l.vms.Flatten(ctx, o, id, path, req.Stop)
+	if err != nil {
+		return err
+	}
+	o.Stage("cleaning", 0, 0)
+	packages, err := image.Tidy(ctx, path, req.KeepResidue)
+	if err != nil {
+		return errs.New(errs.KindOf(err), "the disk of VM %s can't become an image", v.Name).Because(err)
+	}
+	i, err := l.madeOf(v)
+	if err != nil {
+		return err
+	}
+	i.Packages, i.Script = packages, req.Script
+	_, err = d.Commit(ctx, path, i, o.Stage)
+	return err
+}
+
+// madeOf describes an image made of the VM's disk, as far as the VM's own image tells.
+func (l *library) madeOf(v vm.VM) (image.Image, error) {
+	all, err := l.images.List()
+	if err != nil {
+		return image.Image{}, err
+	}
 	for _, i := range all {
+		if uses(i)(v) {
+			return image.Image{Base: &image.Origin{Name: i.Name, Digest: i.Digest},
+				Distribution: i.Distribution, Release: i.Release, Init: i.Init, Config: i.Config}, nil
+		}
+	}
+	return image.Image{}, nil
+}
+
+// PruneImages removes the images that no name means and no VM uses and, with all, what
+// builds have kept. With dry it only lists them.
+func (l *library) PruneImages(ctx context.Context, all, dry bool) (api.PrunedImages, error) {
+	pruned := api.PrunedImages{Images: []api.Image{}}
+	if all && l.making.TryLock() { // otherwise it may be in use
+		defer l.making.Unlock()
+		var err error
+		if pruned.PhaseBytes, err = l.images.ForgetPhases(dry); err != nil {
+			return pruned, err
+		}
+	}
+	images, err := l.Images(ctx)
+	if err != nil {
+		return pruned, err
+	}
+	for _, i := range images {
 		if len(i.Names) > 0 || len(i.UsedBy) > 0 || i.ReadOnly {
 			continue
 		}
@@ -98,7 +192,7 @@ func (l *library) PruneImages(ctx context.Context, dry bool) ([]api.Image, error
 				return pruned, err
 			}
 		}
-		pruned = append(pruned, i)
+		pruned.Images = append(pruned.Images, i)
 	}
 	return pruned, nil
 }

@@ -27,6 +27,7 @@ type library struct {
 	puller   *registry.Puller
 	config   config.Runtime
 	banger   string // this daemon's version
+	workshop workshop
 	resolve  func() (runtimedir.Bundle, error)
 	target   func() (runtimedir.Bundle, error) // where a bundle would be built
 	vms      *vm.Manager                       // who uses what

@@ -1,13 +1,13 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,94 +21,186 @@ import (
 	"banger/internal/image/shelf"
 )
 
-const (
-	// fileMirrorHook lets mmdebstrap reach mirrors that are directories of the host.
-	fileMirrorHook = "/usr/share/mmdebstrap/hooks/file-mirror-automount"
-
-	cleanupLimit = 2 * time.Minute
-)
+const cleanupLimit = 2 * time.Minute
 
 // Progress reports work: a stage's name, how much is done, of how much (0, 0: unknown).
 type Progress = func(stage string, done, total int64)
 
-// Build makes the image root/<m.Name>, from the Debian mirrors of the host's apt sources.
-// Any user can; one who is not root needs subordinate ids. The image appears whole or not
-// at all. errs.Conflict if the name is taken, errs.Unavailable if the host lacks
-// something: a mirror, a program, room.
-func Build(ctx context.Context, root string, m Manifest, progress Progress) (Image, error) {
-	return build(ctx, apt.Etc, root, m, false, progress)
-}
-
-// Rebuild is Build that replaces an image of this name once the new one is finished.
-func Rebuild(ctx context.Context, root string, m Manifest, progress Progress) (Image, error) {
-	return build(ctx, apt.Etc, root, m, true, progress)
-}
-
-func build(ctx context.Context, etc, root string, m Manifest, replace bool, progress Progress) (Image, error) {
-	stage, err := images.Begin(root, m.Name, replace)
+// Rebuild makes the image root/<m.Name> of a runtime bundle, from the Debian mirrors of the
+// host's apt sources, and replaces one of this name once the new one is finished. Any user
+// can; one who is not root needs subordinate ids. The image appears whole or not at all.
+// errs.Unavailable if the host lacks something: a mirror, a program, room.
+func Rebuild(ctx context.Context, root string, m Manifest, progress Progress) (_ Image, err error) {
+	stage, err := images.Begin(root, m.Name, true)
 	if err != nil {
 		return Image{}, err
 	}
-	b := builder{stage: stage, m: m, etc: etc, progress: progress, tree: filepath.Join(stage.Dir, "tree")}
-	if os.Geteuid() != 0 {
-		b.namespace = ownIDs()
+	scratch, err := shelf.Scratch(root)
+	if err != nil {
+		return Image{}, errors.Join(err, stage.Discard())
 	}
-	img, err := b.build(ctx)
-	if err == nil {
-		err = removeTree(ctx, b.tree)
+	defer func() { err = errors.Join(err, removeTree(ctx, scratch), stage.Discard()) }()
+	b := newBuilder(m.Name, m, BuildOptions{Etc: apt.Etc}, progress)
+	if err := b.prepare(ctx); err != nil {
+		return Image{}, err
 	}
-	var dir string
+	b.dir = scratch
+	path, i, err := b.filesystem(ctx)
 	if err == nil {
-		dir, err = stage.Commit(img)
+		i.Name = m.Name
+		i, err = seal(ctx, stage.Dir, path, i, progress)
 	}
 	if err != nil {
-		err = errors.Join(err, removeTree(ctx, b.tree))
-	}
-	if err = errors.Join(err, stage.Discard()); err != nil {
 		return Image{}, b.explain(ctx, err)
+	}
+	dir, err := stage.Commit(i)
+	if err != nil {
+		return Image{}, err
 	}
 	return load(dir)
 }
 
-type builder struct {
-	stage     *shelf.Stage
-	m         Manifest
-	etc       string // where apt's configuration lives
-	progress  Progress
-	tree      string   // the root filesystem as a directory
-	namespace []string // ownIDs, or nothing for root
+// Workshop runs the commands of manifests.
+type Workshop interface {
+	// Run boots a machine from the image base, has its guest run the commands by /bin/sh, one
+	// after another, and writes what its disk holds then to the new file at path. Nothing
+	// else is left of it. errs.Invalid if a command fails, with what it said.
+	Run(ctx context.Context, base Image, commands []string, path string, progress Progress) error
 }
 
-func (b *builder) build(ctx context.Context) (Image, error) {
-	sources, err := apt.HostSources(b.etc, b.m.Release)
+// BuildOptions say how an image is built.
+type BuildOptions struct {
+	Etc      string   // where apt's configuration lives
+	Refresh  bool     // with the mirror's newest packages, even if nothing else has changed
+	Workshop Workshop // needed where the manifest has commands
+}
+
+// Build makes an image of the manifest and lets name mean it; see [Rebuild]. A phase whose
+// hash was built before is not run again, and if none has to be, the image stays as it is.
+// Those who ask for the same at the same time get the same.
+func (s *Store) Build(ctx context.Context, name string, m Manifest, o BuildOptions, progress Progress) (Image, error) {
+	name, err := ParseName(name)
 	if err != nil {
 		return Image{}, err
 	}
-	options, err := apt.Options(ctx)
-	if err != nil {
+	b := newBuilder(name, m, o, progress)
+	b.outputs = outputs{filepath.Join(s.dir, outputsDir)}
+	if err := b.prepare(ctx); err != nil {
 		return Image{}, err
 	}
-	install := filepath.Join(b.stage.Dir, "install.tar")
-	if err := b.install(ctx, sources, options, install); err != nil {
-		return Image{}, err
+	if i, err := s.named(name); err == nil && !o.Refresh && i.ManifestHash == m.Hash() && slices.Equal(i.Phases, b.phases) {
+		return i, nil
 	}
-	b.progress("unpacking", 0, 0)
-	packages, err := b.unpack(ctx, install, apt.WithChecks(sources, options))
-	if err != nil {
-		return Image{}, err
-	}
-	b.progress("making the filesystem", 0, 0)
-	path := filepath.Join(b.stage.Dir, "rootfs.ext4")
-	err = ext4.MakeRoot(ctx, ext4.Root{
-		Dir: b.tree, Path: path, Bytes: b.m.Bytes, JournalBytes: b.m.JournalBytes, Seed: "image " + b.m.Hash(), Prefix: b.namespace,
+	key := hashOf("build", name, m.Hash(), b.phases, o.Refresh)
+	return s.Share(ctx, key, progress, func(ctx context.Context, progress Progress) (Image, error) {
+		b.progress = progress
+		return s.build(ctx, &b)
 	})
+}
+
+func (s *Store) build(ctx context.Context, b *builder) (_ Image, err error) {
+	d, err := s.Begin(b.name)
 	if err != nil {
 		return Image{}, err
 	}
-	return seal(ctx, b.stage.Dir, path, Image{
-		Name: b.m.Name, ManifestHash: b.m.Hash(), Packages: packages,
-		Distribution: b.m.Distribution, Release: b.m.Release, Init: b.m.Init,
-	}, b.progress)
+	defer func() { err = errors.Join(err, d.Discard()) }()
+	b.dir = d.Dir
+	path, i, err := b.filesystem(ctx)
+	if err == nil {
+		i, err = d.Commit(ctx, path, i, b.progress)
+	}
+	if err != nil {
+		return Image{}, b.explain(ctx, err)
+	}
+	return i, b.outputs.evict(keepOutputs, outputInUse)
+}
+
+type builder struct {
+	BuildOptions
+	name      string
+	m         Manifest
+	progress  Progress
+	namespace []string // ownIDs, or nothing for root
+	dir       string   // of its own, for all that is made on the way
+	outputs   outputs
+
+	sources []apt.Source
+	options []string // of apt
+	phases  []Phase
+}
+
+func newBuilder(name string, m Manifest, o BuildOptions, progress Progress) builder {
+	b := builder{BuildOptions: o, name: name, m: m, progress: progress}
+	if os.Geteuid() != 0 {
+		b.namespace = ownIDs()
+	}
+	return b
+}
+
+// prepare finds out what the build starts from.
+func (b *builder) prepare(ctx context.Context) (err error) {
+	if len(b.m.Commands) > 0 && b.Workshop == nil {
+		return errs.New(errs.Invalid, "image %s can't be built here: its manifest has commands", b.name)
+	}
+	if b.sources, err = apt.HostSources(b.Etc, b.m.Release); err != nil {
+		return err
+	}
+	if b.options, err = apt.Options(ctx); err != nil {
+		return err
+	}
+	b.phases = b.m.plan(b.sources)
+	return nil
+}
+
+// filesystem makes the image's filesystem, and tells what is to be known of it.
+func (b *builder) filesystem(ctx context.Context) (path string, i Image, err error) {
+	i = Image{ManifestHash: b.m.Hash(), ManifestPath: b.m.Path, Phases: b.phases,
+		Distribution: b.m.Distribution, Release: b.m.Release, Init: b.m.Init}
+	if len(b.m.Commands) == 0 {
+		path, i.Packages, err = b.withFiles(ctx)
+		return path, i, err
+	}
+	half, there := b.outputs.get(phaseCommands+"-base", b.halfHash())
+	if !there || b.Refresh {
+		made, _, err := b.withFiles(ctx)
+		if err != nil {
+			return "", i, err
+		}
+		if half, err = b.outputs.put(phaseCommands+"-base", b.halfHash(), made); err != nil {
+			return "", i, err
+		}
+	}
+	base := i
+	base.Name, base.Dir, base.Path, base.VirtualBytes = b.name, filepath.Dir(half), half, b.m.Bytes
+	path = filepath.Join(b.dir, "rootfs")
+	if err := b.Workshop.Run(ctx, base, b.m.Commands, path, b.progress); err != nil {
+		return "", i, err
+	}
+	b.progress(phaseFilesystem, 0, 0)
+	i.Packages, err = Tidy(ctx, path, false)
+	return path, i, err
+}
+
+// halfHash identifies the filesystem that the commands are run on.
+func (b *builder) halfHash() string {
+	return hashOf(phaseHash(b.phases, phaseFiles), b.m.Bytes, b.m.JournalBytes)
+}
+
+// withFiles makes a filesystem of all but what commands do.
+func (b *builder) withFiles(ctx context.Context) (string, []Package, error) {
+	tree := filepath.Join(b.dir, "tree")
+	packages, err := b.unpack(ctx, tree)
+	if err != nil {
+		return "", nil, err
+	}
+	b.progress(phaseFilesystem, 0, 0)
+	path := filepath.Join(b.dir, "rootfs.ext4")
+	if err := ext4.MakeRoot(ctx, ext4.Root{
+		Dir: tree, Path: path, Bytes: b.m.Bytes, JournalBytes: b.m.JournalBytes, Seed: "image " + b.m.Hash(), Prefix: b.namespace,
+	}); err != nil {
+		return "", nil, err
+	}
+	return path, packages, removeTree(ctx, tree)
 }
 
 // seal moves the filesystem at path, which nobody writes to any more, to its place in dir,
@@ -135,82 +227,52 @@ func seal(ctx context.Context, dir, path string, i Image, progress Progress) (_ 
 	return i, os.Rename(path, filepath.Join(dir, rootfsFile(i.SHA256)))
 }
 
-// install makes a tar of the packages as mmdebstrap installs them.
-func (b *builder) install(ctx context.Context, sources []apt.Source, options []string, to string) error {
-	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	args := []string{
-		"--variant=" + b.m.Variant, "--architectures=amd64", "--format=tar",
-		"--include=" + strings.Join(b.m.Packages, ","),
-		"--skip=output/dev",         // the guest's kernel fills /dev, and no namespace may make devices
-		"--dpkgopt=force-unsafe-io", // dpkg need not sync each file: a build that is cut short is thrown away
-		`--extract-hook=ls "$1/var/cache/apt/archives" > "$1` + archivesFile + `"`,
-	}
-	env := apt.Env()
-	if b.namespace == nil {
-		// In the stage, so that nothing is left elsewhere if this process is killed.
-		env = append(env, "TMPDIR="+b.stage.Dir)
-		args = append(args, "--mode=root")
-	} else {
-		// Not in the stage: the subordinate ids may not be able to reach it.
-		env = append(env, "TMPDIR=/var/tmp")
-		args = append(args, "--mode=unshare")
-	}
-	for _, o := range options {
-		args = append(args, "--aptopt="+o)
-	}
-	list := ""
-	for _, s := range sources {
-		list += s.Line() + "\n"
-		if s.Local() {
-			args = append(args, "--hook-dir="+fileMirrorHook)
-		}
-	}
-	args = append(args, b.m.Release, "-", "-")
-	err = host.Run(ctx, host.Command{
-		Path: "mmdebstrap", Args: args, Env: env, Stdin: strings.NewReader(list), Stdout: f, Stderr: &stages{to: b.progress},
-	})
-	return apt.Words(err)
-}
-
 var errTarEnded = errors.New("tar has ended")
 
-// unpack makes the tree out of the installation's tar, as the manifest wants it.
-func (b *builder) unpack(ctx context.Context, install string, sources []apt.Source) ([]Package, error) {
-	f, err := os.Open(install)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if err := os.Mkdir(b.tree, 0o755); err != nil {
+// unpack makes the tree out of the installed packages, as the manifest wants it.
+func (b *builder) unpack(ctx context.Context, tree string) ([]Package, error) {
+	if err := os.Mkdir(tree, 0o755); err != nil {
 		return nil, err
 	}
 	m := b.m
 	if m.Variant != "extract" {
-		m.Entries = append([]Entry{guestSources(sources)}, m.Entries...)
+		m.Entries = append([]Entry{guestSources(apt.WithChecks(b.sources, b.options))}, m.Entries...)
 	}
 	r, w := io.Pipe()
 	var packages []Package
 	rewritten := make(chan error, 1)
+	installed, installer := io.Pipe()
+	installing := make(chan error, 1)
+	go func() {
+		err := b.install(ctx, installer)
+		installer.CloseWithError(err)
+		installing <- err
+	}()
 	go func() {
 		var err error
-		packages, err = rewriteRootfs(f, w, m, func(busybox []byte) ([]string, error) { return b.applets(ctx, busybox) })
+		packages, err = rewriteRootfs(installed, w, m, func(busybox []byte) ([]string, error) { return b.applets(ctx, busybox) })
+		if err == nil { // what follows the end of the archive
+			_, err = io.Copy(io.Discard, installed)
+		}
+		installed.CloseWithError(err)
 		w.CloseWithError(err)
 		rewritten <- err
 	}()
-	argv := append(b.namespace[:len(b.namespace):len(b.namespace)], "tar", "--extract", "--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*", "-C", b.tree)
-	err = host.Run(ctx, host.Command{Path: argv[0], Args: argv[1:], Env: apt.Env(), Stdin: r})
-	r.CloseWithError(errTarEnded) // and so does the rewriting, if tar failed
-	if rewriteErr := <-rewritten; rewriteErr != nil && !errors.Is(rewriteErr, errTarEnded) {
-		return nil, rewriteErr // tar's own error is that its input broke off
+	argv := append(b.namespace[:len(b.namespace):len(b.namespace)], "tar", "--extract", "--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*", "-C", tree)
+	err := host.Run(ctx, host.Command{Path: argv[0], Args: argv[1:], Env: apt.Env(), Stdin: r})
+	r.CloseWithError(errTarEnded) // and so do those before it, if tar failed
+	rewriteErr, installErr := <-rewritten, <-installing
+	switch { // who failed first has broken off the others
+	case rewriteErr == nil || errors.Is(rewriteErr, errTarEnded): // then it was tar
+	case errors.Is(rewriteErr, installErr):
+		err = installErr
+	default:
+		err = rewriteErr
 	}
 	if err != nil {
 		return nil, err
 	}
-	return packages, os.Remove(install)
+	return packages, nil
 }
 
 // guestSources is the image's own sources.list: the host's mirrors of Debian, without
@@ -218,7 +280,7 @@ func (b *builder) unpack(ctx context.Context, install string, sources []apt.Sour
 func guestSources(sources []apt.Source) Entry {
 	e := Entry{Path: "/etc/apt/sources.list", Mode: 0o644}
 	for _, s := range sources {
-		if !s.Local() {
+		if s.Keyring = ""; !s.Local() { // the host's own keyring is not there
 			e.Content += s.Line() + "\n"
 		}
 	}
@@ -227,7 +289,7 @@ func guestSources(sources []apt.Source) Entry {
 
 // applets asks a busybox for its applets by running it here.
 func (b *builder) applets(ctx context.Context, busybox []byte) ([]string, error) {
-	path := filepath.Join(b.stage.Dir, "busybox")
+	path := filepath.Join(b.dir, "busybox")
 	if err := os.WriteFile(path, busybox, 0o700); err != nil {
 		return nil, err
 	}
@@ -270,7 +332,7 @@ func (b *builder) explain(ctx context.Context, err error) error {
 	kind, hint := errs.Internal, ""
 	switch text := err.Error(); {
 	case errors.Is(err, unix.ENOSPC) || strings.Contains(text, "No space left on device"):
-		kind, hint = errs.Unavailable, "make room in "+filepath.Dir(b.stage.Dir)
+		kind, hint = errs.Unavailable, "make room in "+filepath.Dir(b.dir)
 	case strings.Contains(text, "Could not allocate block"), strings.Contains(text, "Could not allocate inode"):
 		kind, hint = errs.Invalid, "give the manifest a larger size than "+units.BytesSize(float64(b.m.Bytes))
 	case strings.Contains(text, "Unable to locate package"):
@@ -280,35 +342,5 @@ func (b *builder) explain(ctx context.Context, err error) error {
 	case strings.Contains(text, "subuid") || strings.Contains(text, "newuidmap") || strings.Contains(text, "unshare"):
 		kind, hint = errs.Unavailable, "give this user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, package uidmap), or build as root"
 	}
-	return errs.New(kind, "can't build image %s", b.m.Name).Because(err).Try("%s", hint)
-}
-
-// stageNames are mmdebstrap's messages that mark a stage, and what to call it.
-var stageNames = map[string]string{
-	"I: running apt-get update...":                          "fetching package lists",
-	"I: downloading packages with apt...":                   "downloading packages",
-	"I: extracting archives...":                             "extracting packages",
-	"I: installing essential packages...":                   "installing essential packages",
-	"I: installing remaining packages inside the chroot...": "installing packages",
-	"I: creating tarball...":                                "packing",
-}
-
-// stages turns mmdebstrap's messages into progress.
-type stages struct {
-	to   Progress
-	line bytes.Buffer
-}
-
-func (s *stages) Write(p []byte) (int, error) {
-	for _, c := range p {
-		if c != '\n' {
-			s.line.WriteByte(c)
-			continue
-		}
-		if stage, ok := stageNames[s.line.String()]; ok {
-			s.to(stage, 0, 0)
-		}
-		s.line.Reset()
-	}
-	return len(p), nil
+	return errs.New(kind, "can't build image %s", b.name).Because(err).Try("%s", hint)
 }

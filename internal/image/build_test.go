@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/errs"
 	"banger/internal/host"
@@ -39,15 +40,28 @@ func debugfs(t *testing.T, image, command string) string {
 	return string(out)
 }
 
-func nothingLeft(t *testing.T, root string, want ...string) {
+// emptyStore is a store without a bundle.
+func emptyStore(t *testing.T) *Store {
+	return NewStore(filepath.Join(t.TempDir(), "images"), func() (string, error) { return "", errs.New(errs.Unavailable, "no bundle") })
+}
+
+// nothingHalf looks for what builds have left, and for other images than those wanted.
+func nothingHalf(t *testing.T, s *Store, want string) {
 	t.Helper()
-	entries, err := os.ReadDir(root)
-	var got []string
-	for _, e := range entries {
-		got = append(got, e.Name())
+	if left, err := s.Leftovers(); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %q, %v", left, err)
 	}
-	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("in the directory of images: %q (%v), want %q", got, err, want)
+	if got := titles(t, s); got != want {
+		t.Errorf("there are %q, want %q", got, want)
+	}
+}
+
+// told keeps the names of the stages that a build tells of.
+type told []string
+
+func (s *told) progress(stage string, _, _ int64) {
+	if !slices.Contains(*s, stage) {
+		*s = append(*s, stage)
 	}
 }
 
@@ -57,24 +71,17 @@ func TestBuildTiny(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(t.TempDir(), "images")
-	var stages []string
-	img, err := Build(t.Context(), root, m, func(stage string, done, total int64) {
-		if !slices.Contains(stages, stage) {
-			stages = append(stages, stage)
-		}
-	})
+	s := emptyStore(t)
+	var stages told
+	img, err := s.Build(t.Context(), "tiny", m, BuildOptions{Etc: apt.Etc}, stages.progress)
 	if err != nil {
 		t.Fatal(err)
 	}
-	nothingLeft(t, root, "tiny")
-	for _, want := range []string{"downloading packages", "unpacking", "making the filesystem", "checksum"} {
+	nothingHalf(t, s, "tiny")
+	for _, want := range []string{"downloading packages", "filesystem", "checksum"} {
 		if !slices.Contains(stages, want) {
 			t.Errorf("no stage %q in %q", want, stages)
 		}
-	}
-	if got, err := Get("tiny", root); err != nil || got.Path != img.Path || got.SHA256 != img.SHA256 {
-		t.Errorf("got %+v, %v", got, err)
 	}
 	if len(img.Packages) != 1 || img.Packages[0].Name != "busybox-static" || img.Packages[0].Version == "" {
 		t.Errorf("packages are %v", img.Packages)
@@ -89,9 +96,7 @@ func TestBuildTiny(t *testing.T) {
 	if img.AllocatedBytes > 12<<20 {
 		t.Errorf("it takes %d bytes", img.AllocatedBytes)
 	}
-	if err := host.Run(t.Context(), host.Command{Path: "e2fsck", Args: []string{"-f", "-n", img.Path}}); err != nil {
-		t.Errorf("the filesystem: %v", err)
-	}
+	sound(t, img.Path)
 	// debugfs -R "ls -p": /inode/mode/uid/gid/name/size/
 	rootDir := debugfs(t, img.Path, "ls -p /")
 	for _, want := range []string{"/040755/0/0/bin//", "/041777/0/0/tmp//", "/040700/0/0/root//", "/040755/0/0/proc//"} {
@@ -111,25 +116,112 @@ func TestBuildTiny(t *testing.T) {
 	if got := debugfs(t, img.Path, "stat /sbin/init"); strings.Contains(got, "Inode:") {
 		t.Errorf("there is an init:\n%s", got)
 	}
+}
 
-	if _, err := Build(t.Context(), root, m, quiet); errs.KindOf(err) != errs.Conflict {
-		t.Errorf("built twice: %v", err)
-	}
-	if err := images.Remove(root, "tiny"); err != nil {
+// testManifest writes a manifest of an image that is built fast, with more lines.
+func testManifest(t *testing.T, packages, more string) Manifest {
+	t.Helper()
+	m, err := ParseManifest([]byte("distribution = \"debian\"\nrelease = \"bookworm\"\nvariant = \"extract\"\nsize = \"16M\"\njournal = \"4M\"\npackages = [" + packages + "]\n" + more))
+	if err != nil {
 		t.Fatal(err)
 	}
-	nothingLeft(t, root)
+	return m
+}
+
+// workshop runs no machine: what the commands would do is to write their text to a file.
+type workshop struct {
+	ran  []string
+	fail error
+}
+
+func (w *workshop) Run(ctx context.Context, base Image, commands []string, path string, progress Progress) error {
+	w.ran = append(w.ran, commands...)
+	if w.fail != nil {
+		return w.fail
+	}
+	return host.Run(ctx, host.Command{Path: "cp", Args: []string{"--sparse=always", base.Path, path}})
+}
+
+// TestBuildPhases changes a manifest step by step and looks at which phases run.
+func TestBuildPhases(t *testing.T) {
+	needBuild(t)
+	s := emptyStore(t)
+	w := &workshop{}
+	build := func(m Manifest, refresh bool) (Image, []string, []string) {
+		t.Helper()
+		var stages told
+		w.ran = nil
+		i, err := s.Build(t.Context(), "x", m, BuildOptions{Etc: apt.Etc, Workshop: w, Refresh: refresh}, stages.progress)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return i, stages, w.ran
+	}
+	installs := func(stages []string) bool { return slices.Contains(stages, "downloading packages") }
+	const busybox = `"busybox-static"`
+	first, stages, _ := build(testManifest(t, busybox, ""), false)
+	if !installs(stages) {
+		t.Errorf("at first: %q", stages)
+	}
+	again, stages, _ := build(testManifest(t, busybox, ""), false)
+	if len(stages) != 0 || again.Digest != first.Digest {
+		t.Errorf("without a change: %q, %s", stages, again.Digest)
+	}
+	files, stages, ran := build(testManifest(t, busybox, "[[file]]\npath = \"/etc/motd\"\ncontent = \"hello\"\n"), false)
+	if installs(stages) || len(ran) != 0 || debugfs(t, files.Path, "cat /etc/motd") != "hello" {
+		t.Errorf("with a file: %q", stages)
+	}
+	withCommands := "commands = [\"one\", \"two\"]\n"
+	commands, stages, ran := build(testManifest(t, busybox, withCommands), false)
+	if installs(stages) || !slices.Equal(ran, []string{"one", "two"}) || len(commands.Packages) != 0 || phaseHash(commands.Phases, phaseCommands) == "" {
+		t.Errorf("with commands: %q, ran %q, packages %v", stages, ran, commands.Packages)
+	}
+	_, stages, ran = build(testManifest(t, busybox, "commands = [\"three\"]\n"), false)
+	if slices.Contains(stages, phaseFiles) || !slices.Equal(ran, []string{"three"}) {
+		t.Errorf("with other commands: %q, ran %q", stages, ran)
+	}
+	refreshed, stages, _ := build(testManifest(t, busybox, ""), true)
+	if !installs(stages) || refreshed.Digest == first.Digest {
+		t.Errorf("refreshed: %q", stages)
+	}
+
+	w.fail = errs.New(errs.Invalid, "a command ended with status 3")
+	if _, err := s.Build(t.Context(), "x", testManifest(t, busybox, withCommands), BuildOptions{Etc: apt.Etc, Workshop: w}, quiet); !errors.Is(err, w.fail) {
+		t.Errorf("a command that fails: %v", err)
+	}
+	if i, err := s.Get("x"); err != nil || i.Digest != refreshed.Digest {
+		t.Errorf("then the name means %+v, %v", i, err)
+	}
+	if left, err := s.Leftovers(); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+func TestOutputsAreBounded(t *testing.T) {
+	o := outputs{filepath.Join(t.TempDir(), "outputs")}
+	for _, n := range []string{"old", "used", "new"} {
+		if _, err := o.put("p", n, file(t, t.TempDir(), strings.Repeat(n, 3000))); err != nil {
+			t.Fatal(err)
+		}
+		long := time.Now().Add(-48 * time.Hour)
+		if err := os.Chtimes(o.path("p", n), long, long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, there := o.get("p", "used"); !there {
+		t.Error("what was put is not there")
+	}
+	if err := o.evict(1, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(o.dir + "/*")
+	if err != nil || len(left) != 1 || left[0] != o.path("p", "used") {
+		t.Errorf("left are %q, %v", left, err)
+	}
 }
 
 func TestBuildFails(t *testing.T) {
 	needBuild(t)
-	manifest := func(packages, more string) Manifest {
-		m, err := ParseManifest([]byte("name = \"x\"\ndistribution = \"debian\"\nrelease = \"bookworm\"\nvariant = \"extract\"\nsize = \"16M\"\njournal = \"4M\"\npackages = [" + packages + "]\n" + more))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m
-	}
 	etc := func(line string) string {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "sources.list"), []byte(line), 0o644); err != nil {
@@ -143,25 +235,25 @@ func TestBuildFails(t *testing.T) {
 		kind      errs.Kind
 		want      string
 	}{
-		{"no such package", apt.Etc, manifest(`"busybox-static", "no-such-package"`, ""), errs.Invalid, "Unable to locate package no-such-package"},
-		{"file not in the packages", apt.Etc, manifest(`"busybox-static"`, `keep = ["/bin/zsh"]`), errs.Internal, "none of the packages has /bin/zsh"},
-		{"too small", apt.Etc, manifest(`"busybox-static", "python3-minimal", "libpython3.11-stdlib"`, ""), errs.Invalid, "mkfs.ext4"},
-		{"no mirror", t.TempDir(), manifest(`"busybox-static"`, ""), errs.Unavailable, "no mirror"},
-		{"mirror does not answer", etc("deb http://127.0.0.1:1/debian bookworm main\n"), manifest(`"busybox-static"`, ""), errs.Unavailable, "127.0.0.1"},
+		{"no such package", apt.Etc, testManifest(t, `"busybox-static", "no-such-package"`, ""), errs.Invalid, "Unable to locate package no-such-package"},
+		{"file not in the packages", apt.Etc, testManifest(t, `"busybox-static"`, `keep = ["/bin/zsh"]`), errs.Internal, "none of the packages has /bin/zsh"},
+		{"too small", apt.Etc, testManifest(t, `"busybox-static", "python3-minimal", "libpython3.11-stdlib"`, ""), errs.Invalid, "mkfs.ext4"},
+		{"no mirror", t.TempDir(), testManifest(t, `"busybox-static"`, ""), errs.Unavailable, "no mirror"},
+		{"mirror does not answer", etc("deb http://127.0.0.1:1/debian bookworm main\n"), testManifest(t, `"busybox-static"`, ""), errs.Unavailable, "127.0.0.1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			root := filepath.Join(t.TempDir(), "images")
-			_, err := build(t.Context(), c.etc, root, c.m, false, quiet)
+			s := emptyStore(t)
+			_, err := s.Build(t.Context(), "x", c.m, BuildOptions{Etc: c.etc}, quiet)
 			if errs.KindOf(err) != c.kind || err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v (%s), want %s with %q", err, errs.KindOf(err), c.kind, c.want)
 			}
-			nothingLeft(t, root)
+			nothingHalf(t, s, "")
 		})
 	}
 	t.Run("cancelled", func(t *testing.T) {
-		root := filepath.Join(t.TempDir(), "images")
+		s := emptyStore(t)
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := Build(ctx, root, manifest(`"busybox-static"`, ""), func(stage string, done, total int64) {
+		_, err := s.Build(ctx, "x", testManifest(t, `"busybox-static"`, ""), BuildOptions{Etc: apt.Etc}, func(stage string, done, total int64) {
 			if stage == "fetching package lists" {
 				cancel()
 			}
@@ -169,6 +261,6 @@ func TestBuildFails(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled: %v", err)
 		}
-		nothingLeft(t, root)
+		nothingHalf(t, s, "")
 	})
 }

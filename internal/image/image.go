@@ -23,13 +23,15 @@ type Image struct {
 	Names    []string `json:"-"`    // those that mean it now, sorted
 	Digest   string   `json:"-"`    // sha256:… of its manifest.json, which never changes
 	ReadOnly bool     `json:"-"`    // it is part of a runtime bundle
+	Stale    string   `json:"-"`    // why it should be built anew, or ""
 	Dir      string   `json:"-"`    // it has this directory for itself
 	Path     string   `json:"-"`    // of the ext4 filesystem, absolute
 
 	SHA256         string    `json:"sha256"` // of that file
 	VirtualBytes   int64     `json:"virtual_bytes"`
 	AllocatedBytes int64     `json:"allocated_bytes"`
-	ManifestHash   string    `json:"manifest_hash"` // of the manifest it was built from
+	ManifestHash   string    `json:"manifest_hash"`           // of the manifest it was built from
+	ManifestPath   string    `json:"manifest_path,omitempty"` // that manifest's file; "" where banger carries it
 	Phases         []Phase   `json:"phases,omitempty"`
 	Packages       []Package `json:"packages"`
 	Distribution   string    `json:"distribution"`

@@ -97,7 +97,7 @@ func (in Import) take(ctx context.Context, from *os.File, path string, progress 
 	if err != nil {
 		return errs.New(errs.Invalid, "its ext4 filesystem is damaged").Because(err).Try("repair it: e2fsck -f FILE")
 	}
-	return nil
+	return ScrubFstab(ctx, path)
 }
 
 func copySparse(ctx context.Context, from *os.File, path string, progress Progress) error {

@@ -2,12 +2,17 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -17,6 +22,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"banger/internal/errs"
+	"banger/internal/image/shelf"
 )
 
 //go:embed manifests/*.toml
@@ -47,7 +53,11 @@ type Manifest struct {
 	// to it.
 	Busybox string
 	Entries []Entry // added, in place of what the packages have there
-	hash    string
+	// Commands are run by /bin/sh, in order, in a machine that is booted from all of that.
+	Commands []string
+	// Path is the manifest's own file, absolute; empty: banger carries it.
+	Path string
+	hash string
 }
 
 // Entry is a file, directory or symbolic link of an image. All belong to root.
@@ -57,6 +67,18 @@ type Entry struct {
 	Dir     bool   // a directory
 	Link    string // target of a symbolic link, or ""
 	Content string // of a file
+	Source  string // the host's file that has its content instead, absolute
+	sum     string // SHA-256 of that
+}
+
+// Sized returns the manifest with another size of the filesystem, in bytes: then the
+// manifest's own is not what the image was built with. errs.Invalid
+func (m Manifest) Sized(bytes int64) (Manifest, error) {
+	if bytes < minBytes || bytes > maxBytes || m.JournalBytes > bytes/4 {
+		return m, errs.New(errs.Invalid, "an image can't have a size of %s", units.BytesSize(float64(bytes))).Try("choose 16M to 1T, and at least 4 times the journal's %s", units.BytesSize(float64(m.JournalBytes)))
+	}
+	m.Bytes = bytes &^ (1<<20 - 1)
+	return m, nil
 }
 
 // Hash identifies the manifest's content.
@@ -64,7 +86,8 @@ func (m Manifest) Hash() string { return m.hash }
 
 // manifestFile is the format on disk.
 type manifestFile struct {
-	Name         string   `toml:"name"`
+	Name         string   `toml:"name"`     // for people
+	Commands     []string `toml:"commands"` // beside what Manifest says
 	Distribution string   `toml:"distribution"`
 	Release      string   `toml:"release"`
 	Variant      string   `toml:"variant"`
@@ -79,6 +102,7 @@ type manifestFile struct {
 		Path    string `toml:"path"`
 		Mode    string `toml:"mode"`
 		Content string `toml:"content"`
+		Source  string `toml:"source"` // relative to the manifest
 	} `toml:"file"`
 	Dir []struct {
 		Path string `toml:"path"`
@@ -100,7 +124,70 @@ func BuiltIn(name string) (Manifest, error) {
 	return ParseManifest(b)
 }
 
-// ParseManifest reads a manifest. errs.Invalid if it is not one; unknown keys are errors.
+// maxManifest bounds a manifest, in bytes.
+const maxManifest = 1 << 20
+
+// ReadManifest reads the manifest at an absolute path, and looks at the files that it names.
+// errs.Invalid, errs.NotFound
+func ReadManifest(file string) (Manifest, error) {
+	if !filepath.IsAbs(file) {
+		return Manifest{}, errs.New(errs.Invalid, "%q is not an absolute path", file)
+	}
+	text, err := readRegular(file, maxManifest)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m, err := ParseManifest(text)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m.Path = file
+	for i, e := range m.Entries {
+		if e.Source == "" {
+			continue
+		}
+		if !filepath.IsAbs(e.Source) {
+			e.Source = filepath.Join(filepath.Dir(file), e.Source)
+		}
+		if info, err := os.Stat(e.Source); err != nil || !info.Mode().IsRegular() {
+			return Manifest{}, errs.New(errs.Invalid, "the manifest's file %s, for %s, is no file that can be read", e.Source, e.Path).Because(err)
+		}
+		if e.sum, _, err = shelf.Checksum(context.Background(), e.Source, nil); err != nil {
+			return Manifest{}, errs.New(errs.Invalid, "the manifest's file %s can't be read", e.Source).Because(err)
+		}
+		m.Entries[i] = e
+		m.hash = hashOf(m.hash, e.sum)
+	}
+	return m, nil
+}
+
+// readRegular reads a regular file of at most limit bytes.
+func readRegular(file string, limit int64) ([]byte, error) {
+	info, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errs.New(errs.NotFound, "there is no file %s", file)
+	}
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > limit) {
+		return nil, errs.New(errs.Invalid, "%s is no file of at most %d bytes", file, limit)
+	}
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "%s can't be read", file).Because(err)
+	}
+	return os.ReadFile(file)
+}
+
+// hashOf hashes values as JSON, so that none runs into the next.
+func hashOf(values ...any) string {
+	b, err := json.Marshal(values)
+	if err != nil {
+		panic(err) // a value that no phase has
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// ParseManifest reads a manifest that names no files of the host's, or not yet.
+// errs.Invalid if it is not one; unknown keys are errors.
 func ParseManifest(text []byte) (Manifest, error) {
 	var f manifestFile
 	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&f); err != nil {
@@ -138,7 +225,13 @@ var (
 func (f manifestFile) manifest() (Manifest, error) {
 	m := Manifest{
 		Name: f.Name, Distribution: f.Distribution, Release: f.Release, Variant: f.Variant,
-		Packages: f.Packages, Init: f.Init, Keep: f.Keep, Drop: f.Drop, Busybox: f.Busybox,
+		Packages: f.Packages, Init: f.Init, Keep: f.Keep, Drop: f.Drop, Busybox: f.Busybox, Commands: f.Commands,
+	}
+	if m.Variant == "" {
+		f.Variant, m.Variant = "minbase", "minbase"
+	}
+	if f.Journal == "" {
+		f.Journal = "16M"
 	}
 	if f.Distribution != "debian" {
 		return m, fmt.Errorf("distribution is %q, and only debian can be built", f.Distribution)
@@ -170,6 +263,11 @@ func (f manifestFile) manifest() (Manifest, error) {
 	if m.Entries, err = f.entries(); err != nil {
 		return m, err
 	}
+	for _, c := range f.Commands {
+		if strings.TrimSpace(c) == "" || strings.ContainsRune(c, 0) {
+			return m, fmt.Errorf("%q is no command", c)
+		}
+	}
 	paths := append(append([]string{}, f.Keep...), f.Drop...)
 	for _, p := range []string{f.Init, f.Busybox} {
 		if p != "" {
@@ -198,7 +296,10 @@ func (f manifestFile) entries() ([]Entry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("file %s: %w", e.Path, err)
 		}
-		out = append(out, Entry{Path: e.Path, Mode: mode, Content: e.Content})
+		if e.Source != "" && e.Content != "" {
+			return nil, fmt.Errorf("file %s has a content and a source", e.Path)
+		}
+		out = append(out, Entry{Path: e.Path, Mode: mode, Content: e.Content, Source: e.Source})
 	}
 	for _, l := range f.Link {
 		if l.Target == "" || strings.ContainsRune(l.Target, 0) {

@@ -18,7 +18,7 @@ journal = "4M"
 
 func TestBuiltIn(t *testing.T) {
 	hashes := map[string]bool{}
-	for _, name := range []string{"tiny", "debian", "lab"} {
+	for _, name := range []string{"tiny", "debian", "debian-docker", "lab"} {
 		m, err := BuiltIn(name)
 		if err != nil {
 			t.Fatal(err)
@@ -28,7 +28,7 @@ func TestBuiltIn(t *testing.T) {
 		}
 		hashes[m.Hash()] = true
 	}
-	if len(hashes) != 3 {
+	if len(hashes) != 4 {
 		t.Errorf("hashes: %v", hashes)
 	}
 	for _, name := range []string{"", "nonesuch", "../manifest", "tiny.toml"} {
@@ -102,7 +102,7 @@ func TestParseManifestRefuses(t *testing.T) {
 }
 
 func FuzzManifest(f *testing.F) {
-	for _, name := range []string{"tiny", "debian", "lab"} {
+	for _, name := range []string{"tiny", "debian", "debian-docker", "lab"} {
 		b, err := manifests.ReadFile("manifests/" + name + ".toml")
 		if err != nil {
 			f.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -143,7 +144,20 @@ func (r *rootfs) add(e Entry) error {
 			return err
 		}
 	}
-	h := &tar.Header{Name: "." + e.Path, Mode: e.Mode, ModTime: entryTime, Typeflag: tar.TypeReg, Size: int64(len(e.Content)), Format: tar.FormatPAX}
+	content, size := io.Reader(strings.NewReader(e.Content)), int64(len(e.Content))
+	if e.Source != "" {
+		f, err := os.Open(e.Source)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		content, size = f, info.Size()
+	}
+	h := &tar.Header{Name: "." + e.Path, Mode: e.Mode, ModTime: entryTime, Typeflag: tar.TypeReg, Size: size, Format: tar.FormatPAX}
 	switch {
 	case e.Dir:
 		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
@@ -154,7 +168,7 @@ func (r *rootfs) add(e Entry) error {
 		return err
 	}
 	r.seen[e.Path] = true
-	_, err := io.WriteString(r.out, e.Content)
+	_, err := io.CopyN(r.out, content, h.Size)
 	return err
 }
 

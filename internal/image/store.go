@@ -24,6 +24,7 @@ const (
 	// with a dot as no name does.
 	generationsDir = ".generations"
 	namesFile      = "names.json"
+	outputsDir     = ".phases" // what phases of builds made
 )
 
 // Store is the images of a state directory, and beside them those of a runtime bundle,
@@ -155,6 +156,7 @@ func (s *Store) generation(dir string, n names, name string) (Image, error) {
 	case len(i.Names) > 0:
 		i.Name = i.Names[0]
 	}
+	i.Stale = s.stale(i)
 	return i, nil
 }
 
@@ -172,6 +174,9 @@ func (s *Store) flatRoots() (roots []string, noBundle error) {
 func (s *Store) flat(dir string) (Image, error) {
 	i, err := load(dir)
 	i.ReadOnly = filepath.Dir(dir) != s.dir
+	if err == nil {
+		i.Stale = s.stale(i)
+	}
 	return i, err
 }
 

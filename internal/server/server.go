@@ -22,13 +22,16 @@ import (
 type Library interface {
 	Images(ctx context.Context) ([]api.Image, error)
 	ImageInfo(ctx context.Context, name string) (api.Image, error)
+	BuildImage(ctx context.Context, o *op.Operation, req api.BuildImage) error
+	CheckImage(ctx context.Context, reference string) ([]api.NewerPackage, error)
+	CommitVM(ctx context.Context, o *op.Operation, id string, req api.CommitVM) error
 	TagImage(ctx context.Context, reference, name string) error
 	ImportImage(ctx context.Context, o *op.Operation, req api.ImportImage, body io.Reader) error
 	// ExportImage finds an image; the function that it returns then writes it.
 	ExportImage(reference, format string) (func(ctx context.Context, w io.Writer) error, error)
 	PullImage(ctx context.Context, o *op.Operation, req api.PullImage) error
 	RemoveImage(ctx context.Context, reference string) error
-	PruneImages(ctx context.Context, dry bool) ([]api.Image, error)
+	PruneImages(ctx context.Context, all, dry bool) (api.PrunedImages, error)
 	Kernels(ctx context.Context) ([]api.Kernel, error)
 	ImportKernel(ctx context.Context, o *op.Operation, req api.ImportKernel) error
 	RemoveKernel(ctx context.Context, name string) error

@@ -4,6 +4,7 @@ package unixsock
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -27,4 +28,25 @@ func WithAddress(path string, fn func(address string) error) error {
 	}
 	defer unix.Close(fd)
 	return fn(fmt.Sprintf("/proc/self/fd/%d/%s", fd, name))
+}
+
+// Pair makes two sockets that are connected to each other.
+func Pair() (a, b *net.UnixConn, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	one, other := os.NewFile(uintptr(fds[0]), "socket pair"), os.NewFile(uintptr(fds[1]), "socket pair")
+	defer one.Close() // FileConn duplicates
+	defer other.Close()
+	first, err := net.FileConn(one)
+	if err != nil {
+		return nil, nil, err
+	}
+	second, err := net.FileConn(other)
+	if err != nil {
+		first.Close()
+		return nil, nil, err
+	}
+	return first.(*net.UnixConn), second.(*net.UnixConn), nil
 }

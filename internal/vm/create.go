@@ -3,12 +3,14 @@ package vm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"banger/internal/disk"
 	"banger/internal/errs"
+	"banger/internal/image"
 	"banger/internal/op"
 	"banger/internal/undo"
 )
@@ -18,6 +20,7 @@ import (
 type Request struct {
 	Name        string
 	Image       string
+	From        *image.Image // instead of Image: one that has no name yet
 	Kernel      string
 	CPUs        *int
 	MemoryBytes *int64
@@ -80,7 +83,7 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 		}
 		return VM{}, err
 	}
-	if v, err = m.register(ctx, v, &u); err != nil {
+	if v, err = m.register(ctx, o, req, v, &u); err != nil {
 		return fail(err)
 	}
 	if spec.Lease != "" {
@@ -131,12 +134,15 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 
 // register writes the VM's row, under an invented name if it has none, and takes hold of
 // its image and kernel: from then on neither can be removed.
-func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error) {
+func (m *Manager) register(ctx context.Context, o *op.Operation, req Request, v VM, u *undo.Stack) (VM, error) {
 	m.artefacts.RLock()
 	defer m.artefacts.RUnlock()
-	img, err := m.Images.Image(v.Spec.Image)
+	img, err := m.image(req, v.Spec)
 	if err != nil {
 		return v, err
+	}
+	if img.Stale != "" {
+		o.Warn(fmt.Sprintf("image %s is stale: %s; to build it anew: %s", v.Spec.Image, img.Stale, img.RebuildCommand()))
 	}
 	k, err := m.Kernels.Kernel(v.Spec.Kernel)
 	if err != nil {
@@ -184,6 +190,14 @@ func (m *Manager) register(ctx context.Context, v VM, u *undo.Stack) (VM, error)
 	}
 }
 
+// image returns what the VM is to be made from.
+func (m *Manager) image(req Request, s Spec) (image.Image, error) {
+	if req.From != nil {
+		return *req.From, nil
+	}
+	return m.Images.Image(s.Image)
+}
+
 // fill checks a request and fills in the defaults.
 func (m *Manager) fill(req Request) (Spec, error) {
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
@@ -193,7 +207,10 @@ func (m *Manager) fill(req Request) (Spec, error) {
 			return s, err
 		}
 	}
-	if s.Image == "" {
+	switch {
+	case req.From != nil:
+		s.Image = req.From.Name
+	case s.Image == "":
 		s.Image = m.DefaultImage
 	}
 	if s.Kernel == "" {

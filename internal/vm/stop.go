@@ -27,7 +27,13 @@ func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit ti
 }
 
 // stop is Stop with v's lock held.
-func (m *Manager) stop(ctx context.Context, o *op.Operation, v VM, limit time.Duration) (_ VM, err error) {
+func (m *Manager) stop(ctx context.Context, o *op.Operation, v VM, limit time.Duration) (VM, error) {
+	return m.stopAnd(ctx, o, v, limit, m.settle)
+}
+
+// stopAnd is stop with what is done with a VM that has been powered off: settle, or rest.
+func (m *Manager) stopAnd(ctx context.Context, o *op.Operation, v VM, limit time.Duration,
+	settle func(context.Context, VM, State, string) (VM, error)) (_ VM, err error) {
 	id := v.ID
 	defer func() {
 		if err != nil {
@@ -55,7 +61,7 @@ func (m *Manager) stop(ctx context.Context, o *op.Operation, v VM, limit time.Du
 		}
 	}
 	// From here on there is no way back: a caller that leaves changes nothing.
-	return m.settle(context.WithoutCancel(ctx), v, Stopped, "")
+	return settle(context.WithoutCancel(ctx), v, Stopped, "")
 }
 
 // stopWithout stops a VM of whose machine nothing is known, and why. Since v's lock is held
@@ -157,12 +163,21 @@ func freeze(ctx context.Context, r *running) {
 // settle removes what is left of v's machine and brings v to rest in the state given, or
 // removes it altogether if that was asked for. v's lock is held.
 func (m *Manager) settle(ctx context.Context, v VM, state State, reason string) (VM, error) {
+	if !v.Spec.AutoRemove && v.Spec.Lease == "" {
+		return m.rest(ctx, v, state, reason)
+	}
 	if err := m.removeMachine(ctx, v); err != nil {
 		m.markFailed(ctx, v.ID, err)
 		return v, err
 	}
-	if v.Spec.AutoRemove || v.Spec.Lease != "" {
-		return v, m.remove(ctx, v.ID, "it stopped")
+	return v, m.remove(ctx, v.ID, "it stopped")
+}
+
+// rest is settle of a VM that stays, whatever was asked for.
+func (m *Manager) rest(ctx context.Context, v VM, state State, reason string) (VM, error) {
+	if err := m.removeMachine(ctx, v); err != nil {
+		m.markFailed(ctx, v.ID, err)
+		return v, err
 	}
 	return m.update(ctx, v.ID, "stopped", func(x *VM) error {
 		x.StoppedAt = time.Now().UTC()

@@ -4,8 +4,6 @@ package copy
 
 import (
 	"context"
-	"errors"
-	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -14,14 +12,11 @@ import (
 	"banger/internal/errs"
 )
 
-// step is how much is copied before the context is looked at again, in bytes.
-const step = 16 << 20
-
 // Driver copies.
 type Driver struct{ disk.RawFile }
 
 // New returns the driver.
-func New() Driver { return Driver{disk.RawFile{Driver: "copy", Fill: fill}} }
+func New() Driver { return Driver{disk.RawFile{Driver: "copy", Fill: disk.CopySparse}} }
 
 var _ disk.Driver = Driver{}
 
@@ -68,52 +63,8 @@ func (Driver) Extents(v disk.Volume, yield func(offset, bytes int64)) error {
 		return err
 	}
 	defer f.Close()
-	return data(f, func(start, end int64) error {
+	return disk.Data(f, func(start, end int64) error {
 		yield(start, end-start)
 		return nil
 	})
-}
-
-// fill copies the data of src, and leaves holes where it has holes.
-func fill(ctx context.Context, dst, src *os.File) error {
-	return data(src, func(start, end int64) error { return copyRange(ctx, dst, src, start, end) })
-}
-
-// data calls do for each range of f that is no hole.
-func data(f *os.File, do func(start, end int64) error) error {
-	for end := int64(0); ; {
-		start, err := f.Seek(end, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // no data from here on
-			return nil
-		}
-		if err == nil {
-			end, err = f.Seek(start, unix.SEEK_HOLE)
-		}
-		if err == nil {
-			err = do(start, end)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func copyRange(ctx context.Context, dst, src *os.File, at, end int64) error {
-	for _, f := range []*os.File{src, dst} {
-		if _, err := f.Seek(at, io.SeekStart); err != nil {
-			return err
-		}
-	}
-	for at < end {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		// By copy_file_range where the two filesystems have it.
-		n, err := io.CopyN(dst, src, min(step, end-at))
-		if err != nil {
-			return err
-		}
-		at += n
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -139,6 +140,52 @@ func (p *Private) Download(ctx context.Context, name, prefix string) (Package, e
 	}
 	pkg.Path = debs[0]
 	return pkg, nil
+}
+
+// Upgrade is a package that is installed somewhere, and the newer version that the sources have.
+type Upgrade struct{ Name, Has, Now string }
+
+// Upgrades tells which of the installed packages, versions by name, the sources have in a
+// newer version; sorted by name.
+func (p *Private) Upgrades(ctx context.Context, installed map[string]string) ([]Upgrade, error) {
+	names := slices.Sorted(maps.Keys(installed))
+	status := ""
+	for _, name := range names {
+		if !packageName.MatchString(name) || strings.ContainsAny(installed[name], " \t\n") {
+			return nil, errs.New(errs.Invalid, "%q %q is no package and its version", name, installed[name])
+		}
+		status += fmt.Sprintf("Package: %s\nStatus: install ok installed\nMaintainer: -\nArchitecture: amd64\nVersion: %s\nDescription: -\n\n", name, installed[name])
+	}
+	if err := os.WriteFile(filepath.Join(p.dir, "state/status"), []byte(status), 0o644); err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		return nil, nil
+	}
+	out, err := p.run(ctx, "", "apt-cache", append([]string{"policy"}, names...)...)
+	if err != nil {
+		return nil, err
+	}
+	return parsePolicy(out, installed), nil
+}
+
+// parsePolicy reads what apt-cache policy says: a package's name and colon, and below it,
+// indented, the version installed and the one that apt would install.
+func parsePolicy(text string, installed map[string]string) []Upgrade {
+	var found []Upgrade
+	name := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\n")
+		if n, ok := strings.CutSuffix(line, ":"); ok && !strings.HasPrefix(line, " ") {
+			name, _, _ = strings.Cut(n, ":") // a foreign architecture's
+		}
+		now, ok := strings.CutPrefix(line, "  Candidate: ")
+		if has := installed[name]; ok && has != "" && now != has && now != "(none)" {
+			found = append(found, Upgrade{name, has, now})
+		}
+	}
+	slices.SortFunc(found, func(a, b Upgrade) int { return strings.Compare(a.Name, b.Name) })
+	return found
 }
 
 // run runs one of apt's programs in dir and returns what it wrote to stdout.

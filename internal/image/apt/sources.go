@@ -5,6 +5,7 @@ package apt
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,7 +20,7 @@ import (
 )
 
 // Keyring is Debian's own, from the package debian-archive-keyring. Whatever is fetched
-// must be signed by it.
+// must be signed by it, or by the one that the host's sources name for a mirror.
 const Keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 // Source is one archive suite.
@@ -28,11 +29,13 @@ type Source struct {
 	Suite     string
 	Component string
 	Options   []string // "name=value", beyond the keyring
+	Keyring   string   // a file of this host's, instead of Debian's own
 }
 
 // Line gives the source as a line of sources.list.
 func (s Source) Line() string {
-	return fmt.Sprintf("deb [%s] %s %s %s", strings.Join(append([]string{"signed-by=" + Keyring}, s.Options...), " "), s.URI, s.Suite, s.Component)
+	options := append([]string{"signed-by=" + cmp.Or(s.Keyring, Keyring)}, s.Options...)
+	return fmt.Sprintf("deb [%s] %s %s %s", strings.Join(options, " "), s.URI, s.Suite, s.Component)
 }
 
 // Local tells that the archive is a directory of this host, which a guest can't reach.
@@ -96,13 +99,17 @@ func (e entry) serve(release string) []Source {
 		return nil
 	}
 	var out []Source
+	keyring := ""
+	if path.IsAbs(e.signedBy) && !strings.ContainsAny(e.signedBy, " \t[]\"'\\\n;,") {
+		keyring = e.signedBy
+	}
 	for _, uri := range e.uris {
 		if !e.isDebian(uri) {
 			continue
 		}
 		for _, suite := range e.suites {
 			if s := strings.TrimSuffix(suite, "/"); s == release || s == release+"-updates" || s == release+"-security" {
-				out = append(out, Source{URI: strings.TrimSuffix(uri, "/"), Suite: s, Component: "main", Options: e.options})
+				out = append(out, Source{URI: strings.TrimSuffix(uri, "/"), Suite: s, Component: "main", Options: e.options, Keyring: keyring})
 			}
 		}
 	}

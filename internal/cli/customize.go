@@ -1,0 +1,192 @@
+package cli
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"banger/api"
+	"banger/internal/errs"
+)
+
+const keepResidueUsage = "leave what belongs to the machine: machine-id, host keys, leases, logs, shell history"
+
+func (a *app) commitCommand() *cobra.Command {
+	var req api.CommitVM
+	cmd := &cobra.Command{
+		Use:   "commit REF NAME",
+		Short: "Keep the disk of a stopped VM as an image",
+		Long: `Keep the disk of a stopped VM as an image. What belongs to that machine is left out: its
+machine-id, host keys, leases, logs and shell history.`,
+		Example: "  banger commit web web:tested",
+		Args:    args(2, 2, "a VM and a name for the image"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			req.Name = given[1]
+			return a.commit(cmd.Context(), client, given[0], req)
+		},
+	}
+	cmd.Flags().BoolVar(&req.Stop, "stop", false, "stop it first if it runs")
+	cmd.Flags().BoolVar(&req.KeepResidue, "keep-residue", false, keepResidueUsage)
+	return cmd
+}
+
+// commit makes an image of a VM and prints its name.
+func (a *app) commit(ctx context.Context, client *api.Client, ref string, req api.CommitVM) error {
+	p := a.progress("")
+	err := client.CommitVM(ctx, ref, req, p.event)
+	p.close()
+	if err == nil {
+		a.print("%s\n", shown(req.Name))
+	}
+	return err
+}
+
+// customize is what was asked for.
+type customize struct {
+	vm          api.CreateVM
+	script      string // path, or "-"
+	interactive bool
+	keep        bool
+	commit      api.CommitVM
+}
+
+func (a *app) customizeCommand() *cobra.Command {
+	var c customize
+	cmd := &cobra.Command{
+		Use:   "customize BASE NAME (--script FILE | --interactive)",
+		Short: "Make an image of another by a script, or by hand, in a VM",
+		Long: `Start a VM on the image BASE, run a script in it as root or give a shell, and keep its disk as
+the image NAME. A script that begins with #! is run by what it names, others by /bin/sh; what it says
+goes to standard error. When it fails, or the shell ends with another status than 0, no image is made.
+BASE is never changed.`,
+		Example: "  banger image customize debian web --script setup.sh\n  banger image customize debian web --interactive",
+		Args:    args(2, 2, "an image and a name for the new one"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if (c.script == "") == !c.interactive {
+				return badUsage("give either --script or --interactive")
+			}
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			c.vm.Image, c.commit.Name = given[0], given[1]
+			return a.customize(cmd.Context(), client, c)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.script, "script", "", "run this file of the host's; - is standard input")
+	f.BoolVarP(&c.interactive, "interactive", "i", false, "give a shell; exit 0 keeps what was done")
+	f.BoolVar(&c.keep, "keep", false, "leave the VM to look at if its script fails")
+	f.BoolVar(&c.commit.KeepResidue, "keep-residue", false, keepResidueUsage)
+	f.Var(size{&c.vm.MemoryBytes}, "memory", "memory of the VM")
+	f.Var(size{&c.vm.DiskBytes}, "disk", "size of the new image; the base's if not given")
+	return cmd
+}
+
+// customize makes a VM, changes it, keeps its disk and removes it. Whatever ends this process
+// ends the VM, unless it is to be kept.
+func (a *app) customize(ctx context.Context, client *api.Client, c customize) (err error) {
+	var script []byte
+	if !c.interactive {
+		if script, err = a.readScript(c.script); err != nil {
+			return err
+		}
+		sum := sha256.Sum256(script)
+		c.commit.Script = hex.EncodeToString(sum[:])
+	}
+	// Before minutes of work for nothing: may an image be called so?
+	if _, err := client.Image(ctx, c.commit.Name); hasCode(err, errs.Invalid) {
+		return err
+	}
+	if !c.keep {
+		id, lease, err := client.Lease(context.WithoutCancel(ctx))
+		if err != nil {
+			return err
+		}
+		defer lease.Close()
+		c.vm.Lease = id
+	}
+	c.vm.Start = true
+	vm, err := a.boot(ctx, client, c.vm)
+	if err != nil {
+		return err
+	}
+	if c.interactive {
+		err = a.exec(ctx, client, vm.ID, api.Exec{TTY: isTerminal(a.Stdin) && isTerminal(a.Stdout)})
+		if err != nil {
+			err = errs.New(errs.Conflict, "the shell did not end with status 0, so no image is made").Because(err)
+		}
+	} else {
+		err = a.runScript(ctx, client, vm, script)
+	}
+	if err != nil && c.keep && ctx.Err() == nil {
+		return errs.New(errs.Conflict, "VM %s is left", shown(vm.Name)).Because(err).
+			Try("look at it: banger exec %s; then: banger rm -f %s", vm.Name, vm.Name)
+	}
+	if err == nil {
+		err = a.keepDisk(ctx, client, vm, c.commit)
+	}
+	if _, gone := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil); gone != nil && !notFound(gone) && err == nil {
+		err = gone
+	}
+	return err
+}
+
+// keepDisk stops the VM and commits it.
+func (a *app) keepDisk(ctx context.Context, client *api.Client, vm api.VM, req api.CommitVM) error {
+	if _, err := client.Trim(ctx, vm.ID); err != nil { // the image takes more room than it need
+		a.note("warning: can't trim the disk first: %v", err)
+	}
+	req.Stop = true
+	return a.commit(ctx, client, vm.ID, req)
+}
+
+func (a *app) readScript(path string) ([]byte, error) {
+	if path == "-" {
+		return io.ReadAll(a.Stdin)
+	}
+	return os.ReadFile(path)
+}
+
+// guestScript is where a script lies in the guest while it runs: in memory, so that the
+// image does not have it.
+const guestScript = "/run/banger-customize"
+
+// runScript runs a script in the VM; what it writes goes to standard error.
+func (a *app) runScript(ctx context.Context, client *api.Client, vm api.VM, script []byte) error {
+	dir, err := os.MkdirTemp("", "banger-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "script")
+	if err := os.WriteFile(file, script, 0o700); err != nil {
+		return err
+	}
+	if err := client.Put(ctx, vm.ID, file, guestScript, nil); err != nil {
+		return err
+	}
+	x := api.Exec{Argv: []string{guestScript}}
+	if len(script) < 2 || string(script[:2]) != "#!" {
+		x.Argv = []string{"/bin/sh", guestScript}
+	}
+	exit, err := client.Exec(ctx, vm.ID, x, api.ExecIO{Stdout: a.Stderr, Stderr: a.Stderr})
+	switch {
+	case err != nil:
+		return err
+	case exit.Message != "":
+		return errs.New(errs.Invalid, "the script can't be run: %s", shown(exit.Message))
+	case exit.Code != 0:
+		return errs.New(errs.Invalid, "the script ended with status %d; no image is made", exit.Code)
+	}
+	return nil
+}

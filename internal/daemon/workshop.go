@@ -1,0 +1,127 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"banger/internal/errs"
+	"banger/internal/guest/proto"
+	"banger/internal/guest/session"
+	"banger/internal/image"
+	"banger/internal/op"
+	"banger/internal/unixsock"
+	"banger/internal/vm"
+)
+
+// workshop is where images are made by what runs in them: in VMs that last as long as the
+// work.
+type workshop struct {
+	vms *vm.Manager
+	ops *op.Registry
+}
+
+// workshopMemory is the memory of such a VM, in bytes: dpkg and compilers want more than
+// a VM has by default.
+const workshopMemory = 1 << 30
+
+// Run implements image.Workshop, as an operation of its own: it may have more callers than
+// the one who began it.
+func (w workshop) Run(ctx context.Context, base image.Image, commands []string, path string, progress image.Progress) error {
+	o := w.ops.Start("run commands", func(ctx context.Context, o *op.Operation) error { return w.run(ctx, o, base, commands, path) })
+	defer context.AfterFunc(ctx, o.Cancel)()
+	err := errors.New("the operation never ended") // Follow ends with the last event
+	o.Follow(context.WithoutCancel(ctx), func(e op.Event) bool {
+		switch {
+		case e.Finished:
+			err = e.Err
+		case e.Stage != "":
+			progress("commands: "+e.Stage, e.Done, e.Total)
+		}
+		return true
+	})
+	return err
+}
+
+func (w workshop) run(ctx context.Context, o *op.Operation, base image.Image, commands []string, path string) (err error) {
+	lease := w.vms.OpenLease()
+	defer func() { err = errors.Join(err, w.vms.EndLease(context.WithoutCancel(ctx), lease)) }()
+	memory := int64(workshopMemory)
+	v, err := w.vms.Create(ctx, o, vm.Request{From: &base, MemoryBytes: &memory, Lease: lease, Start: true})
+	if err != nil {
+		return err
+	}
+	for i, c := range commands {
+		o.Stage(fmt.Sprintf("%d of %d: %s", i+1, len(commands), firstLine(c)), 0, 0)
+		if err := w.exec(ctx, v, c); err != nil {
+			return err
+		}
+	}
+	if _, err := w.vms.Trim(ctx, v.ID); err != nil {
+		o.Warn("can't trim the disk first: " + err.Error()) // it takes more room than it need
+	}
+	_, err = w.vms.Flatten(ctx, o, v.ID, path, true)
+	return err
+}
+
+// exec has the guest run a command. errs.Invalid if it fails, with what it said last.
+func (w workshop) exec(ctx context.Context, v vm.VM, command string) error {
+	g, err := w.vms.Guest(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	open := func(_ context.Context, h proto.Header) (session.Stream, error) {
+		ours, theirs, err := unixsock.Pair()
+		if err != nil {
+			return nil, err
+		}
+		go func() {
+			defer theirs.Close()
+			if err := g.Join(context.Background(), h, theirs); err != nil {
+				proto.WriteFrame(theirs, proto.Reply{Error: &proto.Error{Code: string(errs.KindOf(err)), Message: err.Error()}})
+			}
+		}()
+		return ours, nil
+	}
+	said := &lastWords{}
+	exit, err := session.Exec(ctx, open, proto.Exec{Argv: []string{"/bin/sh", "-c", command}}, session.IO{Stdout: said, Stderr: said})
+	switch {
+	case err != nil:
+		return err
+	case exit.Code != 0:
+		return errs.New(errs.Invalid, "the command %q ended with status %d", firstLine(command), exit.Code).
+			Because(errors.New(strings.TrimSpace(exit.Message + said.String()))).Try("correct it in the manifest; what was built before it is kept")
+	}
+	return nil
+}
+
+// lastWords keeps the end of what is written to it.
+type lastWords struct {
+	mu   sync.Mutex // two streams write
+	text []byte
+}
+
+// lastWordsBytes is how much of what a command said an error repeats.
+const lastWordsBytes = 2 << 10
+
+func (l *lastWords) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	l.text = l.text[max(0, len(l.text)-lastWordsBytes):]
+	return len(p), nil
+}
+
+func (l *lastWords) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.ToValidUTF8(string(l.text), "")
+}
+
+// firstLine is enough of a command to know it by.
+func firstLine(command string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(command), "\n")
+	return line
+}
