@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
@@ -130,6 +131,42 @@ func TestAFullHostPausesAVM(t *testing.T) {
 	}
 	if err := b.ok("exec", "web", "--", "dmesg"); strings.Contains(err, "I/O error") {
 		t.Errorf("the guest has seen an error:\n%s", err)
+	}
+}
+
+// A disk that someone has cut or written to is not started with: who tries is told which file.
+func TestADiskChangedByHand(t *testing.T) {
+	b := newBanger(t)
+	for name, change := range map[string]func(path string) error{
+		"cut": func(path string) error { return os.Truncate(path, 512) },
+		"lies": func(path string) error { // of what lies below it
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			head := make([]byte, 4096)
+			_, err = f.ReadAt(head, 0)
+			const at, length = 8, 16 // where a qcow2's header has its backing file's name
+			name := binary.BigEndian.Uint64(head[at:])
+			binary.BigEndian.PutUint32(head[length:], uint32(len("/etc/shadow")))
+			copy(head[name:], "/etc/shadow")
+			if err == nil {
+				_, err = f.WriteAt(head, 0)
+			}
+			return errors.Join(err, f.Close())
+		},
+		"gone": os.Remove,
+	} {
+		b.ok("create", "--image", "tiny", "--name", name, "--disk-driver", "qcow2")
+		disk := filepath.Join(b.inspect(name).Directory, "root.qcow2")
+		if err := change(disk); err != nil {
+			t.Fatal(err)
+		}
+		b.refused(1, []string{disk}, "start", name)
+		if v := b.inspect(name); v.State != api.StateStopped || v.PID != 0 {
+			t.Errorf("%s: %s, process %d", name, v.State, v.PID)
+		}
+		b.ok("rm", name)
 	}
 }
 

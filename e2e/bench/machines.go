@@ -78,6 +78,23 @@ func coldRun(b *bench) ([]Figure, error) {
 	}, nil
 }
 
+// jailCost measures a start that confines QEMU against one that does not.
+func jailCost(b *bench) ([]Figure, error) {
+	if os.Geteuid() != 0 {
+		fmt.Println("SKIP: jail_cost: only root can confine QEMU")
+		return nil, nil
+	}
+	run := func(more ...string) func() error {
+		return func() error {
+			_, err := b.banger(append(append([]string{"run", "--rm", "--image", "tiny"}, more...), "--", "true")...)
+			return err
+		}
+	}
+	const n = 8
+	jailed, free, err := inTurn(n, run(), run("--unjailed"))
+	return []Figure{{"jail_cost", jailed / free, "ratio", n, 1, fmt.Sprintf("%.2f s confined, %.2f s not", jailed, free)}}, err
+}
+
 // idleCPU measures what an idle VM takes of a core.
 func idleCPU(b *bench) (figures []Figure, err error) {
 	err = b.withVM(func(name string) error {

@@ -59,7 +59,7 @@ type measurement struct {
 
 func run(out string, long bool, only string) (err error) {
 	all := []measurement{
-		{"disk_create", diskCreate}, {"cold_run", coldRun}, {"exec", execRatio}, {"cp", cpRatio},
+		{"disk_create", diskCreate}, {"cold_run", coldRun}, {"jail_cost", jailCost}, {"exec", execRatio}, {"cp", cpRatio},
 		{"clones", clones}, {"guest_io", guestIO}, {"many_disks", manyDisks},
 		{"idle_cpu", idleCPU}, {"daemon_rss", daemonRSS},
 		{"import", importRatio},
