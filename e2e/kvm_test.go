@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"banger/internal/host"
+	"banger/internal/jail"
 )
 
 // TestKVM runs VMs with KVM, asked for and found by banger itself. The lab is a host that
@@ -21,8 +22,14 @@ func TestKVM(t *testing.T) {
 		t.Errorf("doctor says %q", got)
 	}
 	name := b.vm()
-	if vm := b.inspect(name); vm.Accel != "kvm" || len(vm.Notes) > 0 {
+	vm := b.inspect(name)
+	if vm.Accel != "kvm" || strings.Contains(strings.Join(vm.Notes, " "), "TCG") {
 		t.Errorf("a VM of a host with KVM has %s, with the notes %q", vm.Accel, vm.Notes)
+	}
+	if lacking, _ := jail.Lacking(); jail.Check() == nil && lacking == "" {
+		if c := vm.Confinement; c == nil || c.MemoryMaxBytes == nil || c.CPUsMax == nil || c.ProcessesMax == nil || len(vm.Notes) > 0 {
+			t.Errorf("where all limits can be had a VMM has %+v, with the notes %q", c, vm.Notes)
+		}
 	}
 	if got := b.ok("exec", name, "--", "sh", "-c", "grep -cwE 'svm|vmx' /proc/cpuinfo || true"); got != "0\n" {
 		t.Errorf("%q of its CPUs show virtualization that was not asked for", got)

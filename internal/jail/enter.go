@@ -8,14 +8,20 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
+
+// ready tells that Main has been called: what would a program do that is started again and
+// does not know why? A test would test itself, again and again.
+var ready atomic.Bool
 
 // Main returns at once, but in a process that is to be confined: that it confines, and has it
 // become its program. It is the first thing that a program does that calls [Jail.Detach].
 func Main() {
 	if len(os.Args) < 3 || os.Args[1] != verb {
+		ready.Store(true)
 		return
 	}
 	// Capabilities are a thread's, and the program gets those of the one that becomes it.

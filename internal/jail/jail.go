@@ -100,6 +100,9 @@ func (j Jail) Detach(d host.Detached) (_ *host.Child, err error) {
 	if err := Check(); err != nil {
 		return nil, err
 	}
+	if !ready.Load() {
+		return nil, errs.New(errs.Internal, "this program can't confine others, for its main function does not call jail.Main")
+	}
 	program, err := host.LookPath(d.Path)
 	if err != nil {
 		return nil, err
