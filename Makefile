@@ -54,7 +54,7 @@ lab-image: deps build ## build the lab's image, which takes a minute
 lab: deps build ## boot the lab, a VM that is a whole host, to work in
 	go run ./e2e/lab up
 
-test-lab: deps build ## pass the tests that need such a host; ARGS='-keep internal/disk' for some, in a lab that stays
+test-lab: deps build build-faults ## pass the tests that need such a host; ARGS="-keep internal/disk" for some, in a lab that stays
 	go run ./e2e/lab test $(ARGS)
 
 bench: deps build runtime ## measure; every figure is a ratio against a bare baseline, also in build/bench.json

@@ -109,6 +109,7 @@ type CreateVM struct {
 	Isolated    bool     `json:"isolated,omitempty" doc:"On the bridge: neither reach other VMs nor be reached by them"`
 	HostAccess  bool     `json:"host_access,omitempty" doc:"On the bridge: reach every service of the host's"`
 	Forwards    []string `json:"forwards,omitempty" doc:"Ports of the host's to forward: [HOSTIP:]HOST:GUEST[/udp]"`
+	Backend     string   `json:"backend,omitempty" doc:"The VMM: auto, firecracker or qemu"`
 	Accel       string   `json:"accel,omitempty" doc:"auto, kvm or tcg"`
 	Nested      bool     `json:"nested,omitempty" doc:"Give it a CPU that shows virtualization, so that it can run VMs itself"`
 	Unjailed    bool     `json:"unjailed,omitempty" doc:"Do not confine its VMM, which then has all rights of the daemon's"`

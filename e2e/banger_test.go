@@ -92,7 +92,7 @@ func (b *banger) close() {
 	if names := strings.Fields(b.ok("ls", "-aq")); len(names) > 0 {
 		b.ok(append([]string{"rm", "-f"}, names...)...)
 	}
-	if left := b.processes("qemu"); left != nil {
+	if left := b.machines(); left != nil {
 		t.Errorf("processes left behind: %q", left)
 	}
 	if left, err := os.ReadDir(filepath.Join(b.state, "vms")); err == nil && len(left) > 0 {
@@ -119,6 +119,12 @@ func (b *banger) census() {
 	}
 }
 
+// machines returns the command lines of this banger's VMMs.
+func (b *banger) machines() []string {
+	b.t.Helper()
+	return append(b.processes("qemu"), b.processes("firecracker")...)
+}
+
 // processes returns the command lines of the processes that work on this banger's state,
 // other than the test itself, and whose program's name begins with prefix.
 func (b *banger) processes(prefix string) (found []string) {
@@ -138,8 +144,12 @@ func (b *banger) processes(prefix string) (found []string) {
 		if err != nil {
 			continue
 		}
+		cwd, err := os.Readlink(filepath.Join(dir, "cwd"))
+		if err != nil {
+			continue
+		}
 		name := filepath.Base(string(bytes.SplitN(line, []byte{0}, 2)[0]))
-		if strings.HasPrefix(name, prefix) && (bytes.Contains(line, []byte(b.state+"/")) || bytes.Contains(environ, []byte("BANGER_STATE_DIR="+b.state+"\x00"))) {
+		if strings.HasPrefix(name, prefix) && (strings.HasPrefix(cwd, b.state+"/") || bytes.Contains(line, []byte(b.state+"/")) || bytes.Contains(environ, []byte("BANGER_STATE_DIR="+b.state+"\x00"))) {
 			found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}

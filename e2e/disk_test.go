@@ -47,7 +47,7 @@ func TestDiskDrivers(t *testing.T) {
 	} {
 		t.Run(c.driver, func(t *testing.T) {
 			b := bangerWithImage(t, c.state(t))
-			r := b.run("", "run", "-d", "--image", "tiny", "--name", "web", "--disk", "3G", "--disk-driver", c.asked)
+			r := b.run("", "run", "-d", "--backend", "qemu", "--image", "tiny", "--name", "web", "--disk", "3G", "--disk-driver", c.asked)
 			if r.code != 0 || strings.Contains(r.err, "whole copy") != (c.driver == "copy") {
 				t.Fatalf("%+v", r)
 			}

@@ -23,15 +23,18 @@ type faulty struct {
 
 func newFaulty(t *testing.T) *faulty {
 	t.Helper()
-	b := newBanger(t)
-	root, err := filepath.Abs("..")
-	if err != nil {
-		t.Fatal(err)
+	return makeFaulty(newBanger(t))
+}
+
+func makeFaulty(b *banger) *faulty {
+	t := b.t
+	t.Helper()
+	b.bin = bin + "-faults"
+	if os.Getenv("BANGER_BIN") == "" { // else they are there already
+		if out, err := exec.Command("make", "--no-print-directory", "-C", "..", "build-faults").CombinedOutput(); err != nil {
+			t.Fatalf("make build-faults: %v\n%s", err, out)
+		}
 	}
-	if out, err := exec.Command("make", "--no-print-directory", "-C", root, "build-faults").CombinedOutput(); err != nil {
-		t.Fatalf("make build-faults: %v\n%s", err, out)
-	}
-	b.bin = filepath.Join(root, "build", "bin-faults")
 	f := &faulty{banger: b, orders: filepath.Join(t.TempDir(), "orders")}
 	b.env = append(b.env, "BANGER_FAULTS="+f.orders)
 	return f
@@ -89,29 +92,7 @@ func TestEveryStepFailsAndIsCut(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel() // two at most, one for each core
 			f := newFaulty(t)
-			small := []string{"--image", "tiny", "--cpus", "1", "--memory", "96M", "--net", "none", "--wait", "agent"}
-			verbs := []*stepped{
-				{args: append([]string{"run", "-d", "--name", "cut"}, small...), goal: api.StateRunning},
-				{args: []string{"pause", "cut"}, goal: api.StatePaused},
-				{args: []string{"resume", "cut"}, goal: api.StateRunning},
-				{args: []string{"stop", "cut"}, goal: api.StateStopped},
-				{args: []string{"start", "--wait", "agent", "cut"}, goal: api.StateRunning},
-				{args: []string{"rm", "-f", "cut"}},
-			}
-			f.ok("ls") // what a first start does is no step of a verb
-			seen := map[string]bool{}
-			n := 1
-			for ; slices.ContainsFunc(verbs, func(v *stepped) bool { return !v.done }); n++ {
-				for _, v := range verbs {
-					for _, step := range f.cut(how, n, v) {
-						seen[v.args[0]+" "+step] = true
-					}
-				}
-				if t.Failed() {
-					t.FailNow()
-				}
-			}
-			t.Logf("%d rounds, %d different steps", n-1, len(seen))
+			seen := f.cutAll(how, 1, "--net", "none")
 			for _, must := range []string{"run before_store_create", "run rename_a_new_disk", "run after_store_started", "pause after_machine_pause", "resume after_machine_resume", "stop before_guest_shutdown",
 				"start after_machine_launch", "start rename_a_copy_of_a_row", "rm after_machine_remove", "rm after_store_delete"} {
 				if !seen[must] {
@@ -120,6 +101,37 @@ func TestEveryStepFailsAndIsCut(t *testing.T) {
 			}
 		})
 	}
+}
+
+// cutAll has the verbs of a VM's life cut short at their steps, or at every so many of them, and
+// returns all steps that it has seen. The VM is made with these flags.
+func (f *faulty) cutAll(how string, every int, flags ...string) (seen map[string]bool) {
+	f.t.Helper()
+	small := append([]string{"--image", "tiny", "--cpus", "1", "--memory", "96M", "--wait", "agent"}, flags...)
+	verbs := []*stepped{
+		{args: append([]string{"run", "-d", "--name", "cut"}, small...), goal: api.StateRunning},
+		{args: []string{"pause", "cut"}, goal: api.StatePaused},
+		{args: []string{"resume", "cut"}, goal: api.StateRunning},
+		{args: []string{"stop", "cut"}, goal: api.StateStopped},
+		{args: []string{"start", "--wait", "agent", "cut"}, goal: api.StateRunning},
+		{args: []string{"rm", "-f", "cut"}},
+	}
+	f.ok("ls") // what a first start does is no step of a verb
+	seen = map[string]bool{}
+	rounds := 0
+	for n := 1; slices.ContainsFunc(verbs, func(v *stepped) bool { return !v.done }); n += every {
+		rounds++
+		for _, v := range verbs {
+			for _, step := range f.cut(how, n, v) {
+				seen[v.args[0]+" "+step] = true
+			}
+		}
+		if f.t.Failed() {
+			f.t.FailNow()
+		}
+	}
+	f.t.Logf("%d rounds, %d different steps", rounds, len(seen))
+	return seen
 }
 
 // cut runs the verb with the order given and sees to it that all is well afterwards.
@@ -200,7 +212,7 @@ func (b *banger) consistent() map[string]api.VM {
 			b.ok("exec", name, "--", "true")
 		}
 	}
-	if found := b.processes("qemu"); len(found) != machines {
+	if found := b.machines(); len(found) != machines {
 		b.t.Errorf("%d VMs have a machine and there are %d: %q", machines, len(found), found)
 	}
 	return vms

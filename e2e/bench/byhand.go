@@ -52,7 +52,7 @@ func (b *bench) machineByHand() (*byHand, error) {
 		line := strings.ReplaceAll(strings.TrimSuffix(string(raw), "\x00"), vm.Directory, m.dir)
 		m.args = strings.Split(line, "\x00")[1:]
 		return nil
-	}, "--net", "none")
+	}, "--backend", "qemu", "--net", "none")
 	return m, err
 }
 

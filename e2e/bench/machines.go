@@ -67,7 +67,7 @@ func coldRun(b *bench) ([]Figure, error) {
 	}
 	const n = 8
 	ours, bare, err := inTurn(n, func() error {
-		_, err := b.banger("run", "--rm", "--image", "tiny", "--", "true")
+		_, err := b.banger("run", "--rm", "--backend", "qemu", "--image", "tiny", "--", "true")
 		return err
 	}, func() error { return m.untilReady(func(*exec.Cmd) error { return nil }) })
 	if err != nil {

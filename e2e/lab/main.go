@@ -3,7 +3,8 @@
 //
 //	lab image                build the lab's image, if it is missing
 //	lab up                   that, and boot the lab, if it does not run
-//	lab test [-keep] [NAME…] run the suites, or those whose package begins so, in a fresh lab
+//	lab test [-keep] [-long] [NAME…] run the suites, or those whose package begins so, in a fresh lab
+//	lab bench NAME           take a measurement of e2e/bench in a lab that runs, or is booted and stays
 //	lab down                 remove the lab
 //
 // With -keep a lab that runs is used, and stays. The suites are listed in suites.go.
@@ -54,10 +55,16 @@ func run(ctx context.Context, args []string) error {
 	case "test":
 		flags := flag.NewFlagSet("lab test", flag.ContinueOnError)
 		keep := flags.Bool("keep", false, "use a lab that runs, and leave it")
+		long := flags.Bool("long", false, "run the tests too that take many minutes")
 		if err := flags.Parse(args); err != nil {
 			return err
 		}
-		return l.test(ctx, *keep, flags.Args())
+		return l.test(ctx, *keep, *long, flags.Args())
+	case "bench":
+		if len(args) != 1 {
+			return errUsage
+		}
+		return l.bench(ctx, args[0])
 	case "down":
 		return l.down()
 	default:
@@ -66,7 +73,7 @@ func run(ctx context.Context, args []string) error {
 }
 
 // test runs the suites whose package begins with one of the names, all if there are none.
-func (l *lab) test(ctx context.Context, keep bool, names []string) (err error) {
+func (l *lab) test(ctx context.Context, keep, long bool, names []string) (err error) {
 	begin := time.Now()
 	chosen, err := choose(suites, names)
 	if err != nil {
@@ -91,7 +98,7 @@ func (l *lab) test(ctx context.Context, keep bool, names []string) (err error) {
 	var r report
 	for _, s := range chosen {
 		fmt.Printf("=== %s\n", s)
-		l.runSuite(ctx, s, r.suite(s.String(), os.Stdout))
+		l.runSuite(ctx, s, long, r.suite(s.String(), os.Stdout))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -101,6 +108,23 @@ func (l *lab) test(ctx context.Context, keep bool, names []string) (err error) {
 		return errors.New("not all tests passed")
 	}
 	return nil
+}
+
+// bench takes a measurement in the lab.
+func (l *lab) bench(ctx context.Context, name string) error {
+	if err := l.compile(ctx, nil); err != nil {
+		return err
+	}
+	if err := l.goTool(ctx, "build", "-o", filepath.Join(l.tests(), benchBinary), "./e2e/bench"); err != nil {
+		return err
+	}
+	if err := l.up(ctx); err != nil {
+		return err
+	}
+	if err := l.install(ctx, nil); err != nil {
+		return err
+	}
+	return l.exec(ctx, os.Stdout, os.Stderr, benchCommand(name))
 }
 
 // choose picks the suites whose package begins with one of the names.
@@ -132,10 +156,10 @@ func choose(all []suite, names []string) ([]suite, error) {
 const bangerFailed = 125
 
 // runSuite runs a suite in the lab and tells the report how it ended.
-func (l *lab) runSuite(ctx context.Context, s suite, r *suiteReport) {
+func (l *lab) runSuite(ctx context.Context, s suite, long bool, r *suiteReport) {
 	limited, cancel := context.WithTimeout(ctx, s.limit+time.Minute) // the suite's own limit comes first, with a trace
 	defer cancel()
-	err := l.exec(limited, r, os.Stderr, s.command())
+	err := l.exec(limited, r, os.Stderr, s.command(long))
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == bangerFailed && ctx.Err() == nil {
 		l.showConsole()
 	}

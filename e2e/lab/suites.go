@@ -15,6 +15,7 @@ import (
 type suite struct {
 	pkg   string        // path in the checkout
 	tests string        // pattern of the tests to run, as of go test -run; "" for all
+	long  string        // pattern of tests that take many minutes: they are run on request too
 	limit time.Duration // of the whole suite; it is no measure, for the host may be busy
 }
 
@@ -31,7 +32,9 @@ var suites = []suite{
 	{pkg: "internal/dns/publish", tests: "RealResolved", limit: 5 * time.Minute},
 	// With TCG inside of TCG nothing is proven and a boot takes a minute.
 	{pkg: "internal/hypervisor/qemu", tests: "KVM", limit: 15 * time.Minute},
-	{pkg: "e2e", tests: "KVM|DiskDrivers/dm", limit: 10 * time.Minute},
+	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", limit: 15 * time.Minute},
+	{pkg: "internal/hypervisor/proof", tests: "KVM", limit: 5 * time.Minute},
+	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|Firecracker$", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
 }
 
 func (s suite) String() string {
@@ -45,14 +48,29 @@ func (s suite) String() string {
 func (s suite) binary() string { return strings.ReplaceAll(s.pkg, "/", "-") + ".test" }
 
 // command is how the suite is run in the lab: in a directory of its own, as go test does.
-func (s suite) command() []string {
+func (s suite) command(long bool) []string {
+	tests := s.tests
+	if long && s.long != "" {
+		tests += "|" + s.long
+	}
 	return []string{
 		"env", "-C", path.Join(inLab, "src", s.pkg),
 		"BANGER_LAB=1", // for tests that are about the lab itself
 		"BANGER_BIN=" + path.Join(inLab, "bin"),
 		"BANGER_RUNTIME_DIR=" + path.Join(inLab, "runtime"),
 		"BANGER_TEST_GUEST=" + path.Join(inLab, "tests", guestBinary),
-		path.Join(inLab, "tests", s.binary()), "-test.v", "-test.run=" + s.tests, fmt.Sprintf("-test.timeout=%v", s.limit),
+		path.Join(inLab, "tests", s.binary()), "-test.v", "-test.run=" + tests, fmt.Sprintf("-test.timeout=%v", s.limit),
+	}
+}
+
+// benchBinary is the program that measures.
+const benchBinary = "bench"
+
+// benchCommand is how a measurement is taken in the lab.
+func benchCommand(name string) []string {
+	return []string{
+		"env", "-C", inLab, "BANGER_BIN=" + path.Join(inLab, "bin"), "BANGER_RUNTIME_DIR=" + path.Join(inLab, "runtime"),
+		path.Join(inLab, "tests", benchBinary), "-only", name,
 	}
 }
 
@@ -78,15 +96,17 @@ func (l *lab) compile(ctx context.Context, chosen []suite) error {
 // install copies into the lab what the suites need, in place of what an earlier run has
 // left there.
 func (l *lab) install(ctx context.Context, chosen []suite) error {
-	dirs := []string{inLab, path.Join(inLab, "runtime/kernels"), path.Join(inLab, "runtime/images"), path.Join(inLab, "bin")}
+	dirs := []string{inLab, path.Join(inLab, "runtime/kernels"), path.Join(inLab, "runtime/images"), path.Join(inLab, "bin"), path.Join(inLab, "bin-faults")}
 	copies := [][2]string{
 		{l.tests(), path.Join(inLab, "tests")},
 		{filepath.Join(l.root, "runtime/bundle.json"), path.Join(inLab, "runtime/bundle.json")},
 		{filepath.Join(l.root, "runtime/kernels/debian"), path.Join(inLab, "runtime/kernels/debian")},
 		{filepath.Join(l.root, "runtime/images/tiny"), path.Join(inLab, "runtime/images/tiny")},
 	}
-	for _, program := range []string{"banger", "bangerd"} { // which has banger-guest in it
-		copies = append(copies, [2]string{filepath.Join(l.root, "build/bin", program), path.Join(inLab, "bin", program)})
+	for _, bin := range []string{"bin", "bin-faults"} {
+		for _, program := range []string{"banger", "bangerd"} { // which has banger-guest in it
+			copies = append(copies, [2]string{filepath.Join(l.root, "build", bin, program), path.Join(inLab, bin, program)})
+		}
 	}
 	for _, s := range chosen {
 		src := path.Join(inLab, "src", s.pkg)
@@ -96,7 +116,7 @@ func (l *lab) install(ctx context.Context, chosen []suite) error {
 		}
 	}
 	// Programs that Debian does not have come from this host, if it has them.
-	for _, program := range []string{"firecracker", "jailer"} {
+	for _, program := range []string{"firecracker", "jailer", "firecracker-v1.7.0"} {
 		if path, err := exec.LookPath(program); err == nil {
 			copies = append(copies, [2]string{path, "/usr/local/bin/" + program})
 		}

@@ -24,6 +24,7 @@ func (a *app) machineFlags(cmd *cobra.Command) *api.CreateVM {
 	f.StringArrayVarP(&req.Forwards, "publish", "p", nil, "forward a `port` of the host: "+forwardSyntax)
 	f.BoolVar(&req.Isolated, "isolated", false, "on the bridge: neither reach other VMs nor be reached by them")
 	f.BoolVar(&req.HostAccess, "host-access", false, "on the bridge: reach every service of the host")
+	f.StringVar(&req.Backend, "backend", "", "what runs it: auto (firecracker where it can), firecracker or qemu")
 	f.StringVar(&req.Accel, "accel", "", "acceleration: auto, kvm or tcg")
 	f.BoolVar(&req.Autostart, "autostart", false, "start it again after a restart of the host, if it ran then")
 	f.BoolVar(&req.Nested, "nested", false, "give it a CPU that shows virtualization, so that it can run VMs itself")

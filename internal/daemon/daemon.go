@@ -83,7 +83,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if d.identity, err = loadIdentity(filepath.Join(state, "ssh")); err != nil {
 		return nil, err
 	}
-	d.vmm = newVMM(filepath.Join(state, "cache"))
+	d.vmm = newVMM(filepath.Join(state, "cache"), d.bundle)
 	d.ops = op.NewRegistry(run)
 	d.library = newLibrary(state, opts.Config.Runtime, opts.Config.Mirrors, opts.Version, d.bundle, d.bundleTarget)
 	if opts.Config.RepoRoot != "" {
@@ -103,7 +103,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}
 	dirs := vmdir.Dirs{Root: filepath.Join(state, "vms")}
 	d.vms = vm.NewManager(run, withFaults(vm.Config{
-		Dirs: dirs, Store: d.store, Disks: disks(), Hypervisor: d.vmm,
+		Dirs: dirs, Store: d.store, Disks: newDisks(), Hypervisor: d.vmm,
 		Network: d.network, Subnet: subnet,
 		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
 		Jails:        jail.Check() == nil,

@@ -11,15 +11,31 @@ import (
 	"banger/internal/disk/dm/devmapper"
 	"banger/internal/disk/qcow2"
 	"banger/internal/disk/reflink"
+	"banger/internal/hypervisor"
 )
 
-// disks are the drivers of root disks, and the order in which QEMU is best served by them.
-// It reads block devices too, but files need no privilege and no kernel object.
-func disks() disk.Set {
-	return disk.Set{
+// disks are the drivers of root disks.
+type disks struct{ disk.Set }
+
+func newDisks() disks {
+	return disks{disk.Set{
 		Drivers: []disk.Driver{dm.New(devmapper.New(devmapper.Host)), reflink.New(), qcow2.Driver{}, copy.New()},
-		Order:   []string{"reflink", "qcow2", "copy"},
-	}
+	}}
+}
+
+// orders are what the backends are best served with. QEMU reads block devices too, but files
+// need no privilege and no kernel object. Firecracker reads raw disks only, and a
+// device-mapper snapshot is one that works on any filesystem of the host's.
+var orders = map[hypervisor.Backend][]string{
+	hypervisor.QEMU:        {"reflink", "qcow2", "copy"},
+	hypervisor.Firecracker: {"dm", "reflink", "copy"},
+}
+
+// Choose implements vm.Disks.
+func (d disks) Choose(ctx context.Context, backend hypervisor.Backend, want string, base disk.Base, dir string) (disk.Choice, error) {
+	set := d.Set
+	set.Order = orders[backend]
+	return set.Choose(ctx, want, base, dir)
 }
 
 // checkDisks tells which disk driver VMs get, and why.
@@ -28,7 +44,8 @@ func (d *Daemon) checkDisks(ctx context.Context) api.Check {
 	if i, err := d.library.Image(d.opts.Config.Image); err == nil {
 		base = disk.Base{Path: i.Path, Bytes: i.VirtualBytes}
 	}
-	choice, err := disks().Choose(ctx, disk.Auto, base, filepath.Clean(d.opts.Config.StateDir))
+	backend := d.usualBackend(ctx)
+	choice, err := newDisks().Choose(ctx, backend, disk.Auto, base, filepath.Clean(d.opts.Config.StateDir))
 	if err != nil {
 		return finding("disks", failed, "", err)
 	}

@@ -9,7 +9,9 @@ import (
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/firecracker"
 	"banger/internal/hypervisor/qemu"
+	"banger/internal/vm"
 )
 
 const (
@@ -23,7 +25,7 @@ const lowSpace = 2 << 30
 
 // doctor examines what VMs need of the host, each thing by trying it.
 func (d *Daemon) doctor(ctx context.Context) []api.Check {
-	checks := []api.Check{d.checkVMM(ctx), d.checkAccel(ctx), d.checkConfinement(ctx), d.checkBundle(ctx), d.checkDisks(ctx), d.checkNames(), d.checkSpace()}
+	checks := []api.Check{d.checkQEMU(ctx), d.checkFirecracker(ctx), d.checkAccel(ctx), d.checkConfinement(ctx), d.checkBundle(ctx), d.checkDisks(ctx), d.checkNames(), d.checkSpace()}
 	return append(checks, d.checkNetwork(ctx)...)
 }
 
@@ -35,13 +37,29 @@ func finding(name, status, detail string, err error) api.Check {
 	return c
 }
 
-func (d *Daemon) checkVMM(ctx context.Context) api.Check {
+// checkQEMU tells of the VMM that VMs can do without only where Firecracker runs them all.
+func (d *Daemon) checkQEMU(ctx context.Context) api.Check {
 	out, err := host.Output(ctx, host.Command{Path: qemu.DefaultBinary, Args: []string{"--version"}})
 	if err != nil {
 		return finding("qemu", failed, "", err)
 	}
 	version, _, _ := strings.Cut(string(out), "\n")
 	return finding("qemu", ok, version, nil)
+}
+
+// checkFirecracker tells of the VMM that is taken where it can be. There need be none.
+func (d *Daemon) checkFirecracker(ctx context.Context) api.Check {
+	const name = "firecracker"
+	version, err := d.vmm.firecrackers.Version(ctx)
+	if err != nil {
+		c := finding(name, warning, "", err)
+		c.Detail += ". QEMU runs all VMs"
+		return c
+	}
+	if note := firecracker.Untested(version); note != "" {
+		return finding(name, warning, note, nil)
+	}
+	return finding(name, ok, "Firecracker "+version, nil)
 }
 
 // checkAccel tells how VMs would be run. Whether KVM works is seen by booting the default
@@ -52,17 +70,31 @@ func (d *Daemon) checkAccel(ctx context.Context) api.Check {
 	if k, err := d.library.Kernel(d.opts.Config.Kernel); kvm.Usable && err != nil {
 		why = "it can't be tried without a kernel: " + err.Error()
 	} else if kvm.Usable {
-		verdict, err := d.vmm.Choose(ctx, k.Vmlinux, d.vmm.verdicts())
+		backend, accel, err := d.vmm.Choose(ctx, usual, k.Vmlinux)
 		if err != nil {
 			return finding("acceleration", failed, "", err)
 		}
-		if verdict.Accel == hypervisor.KVM {
-			return finding("acceleration", ok, "KVM works here", nil)
+		if accel == hypervisor.KVM {
+			return finding("acceleration", ok, "KVM works here; VMs are run by "+string(backend), nil)
 		}
-		why = verdict.Reason
+		why = d.vmm.noKVM(ctx, k.Vmlinux)
 	}
 	return finding("acceleration", warning,
 		"no KVM: "+why+". VMs are translated in software (TCG): slower, and no security boundary between them and this host", nil)
+}
+
+// usual is a VM that asks for nothing in particular.
+var usual = vm.Spec{Backend: vm.AutoBackend, Accel: "auto", Net: vm.NetNone}
+
+// usualBackend is what runs a VM that asks for nothing in particular; QEMU where that can't
+// be told.
+func (d *Daemon) usualBackend(ctx context.Context) hypervisor.Backend {
+	if k, err := d.library.Kernel(d.opts.Config.Kernel); err == nil {
+		if backend, _, err := d.vmm.Choose(ctx, usual, k.Vmlinux); err == nil {
+			return backend
+		}
+	}
+	return hypervisor.QEMU
 }
 
 func (d *Daemon) checkBundle(ctx context.Context) api.Check {

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/guest/proto"
 )
 
 // sysroot is where the image's root is mounted until it becomes the root.
@@ -20,11 +22,15 @@ type bootArgs struct {
 	root    string // banger.root: device of the root filesystem
 	modules string // banger.modules: device of the kernel's modules; may be empty
 	init    string // banger.init: the image's init; empty to look for one
+	restart bool   // the machine's only end is a restart
 }
 
 func parseBootArgs(cmdline string) bootArgs {
 	var args bootArgs
 	for word := range strings.FieldsSeq(cmdline) {
+		if word == proto.NoPowerSwitch {
+			args.restart = true
+		}
 		name, value, _ := strings.Cut(word, "=")
 		switch name {
 		case "banger.root":
@@ -114,6 +120,11 @@ func Boot() error {
 		}
 	}
 	if init := cmp.Or(args.init, findInit()); init != "" {
+		if args.restart {
+			if err := installRestart("/run"); err != nil {
+				complain(err)
+			}
+		}
 		if err := awaitConfigured(init); err != nil {
 			return err
 		}
@@ -124,7 +135,7 @@ func Boot() error {
 			complain(err)
 		}
 	}
-	return runInit()
+	return runInit(args)
 }
 
 // awaitConfigured starts the agent, and returns once the host has configured the machine:

@@ -112,11 +112,7 @@ func RunAgent(argv []string) error {
 			ready.Close()
 		},
 	})
-	path, err := findPort()
-	if err != nil {
-		return err
-	}
-	return a.servePort(path)
+	return a.serveHost()
 }
 
 // Main is the whole program: the machine's first process, or the agent that it starts.

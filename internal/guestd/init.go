@@ -18,7 +18,7 @@ const stopTimeout = 5 * time.Second
 // runInit is the init of an image without one: it starts the agent, reaps what others
 // leave, and ends the machine when asked to, by the agent or by the image's own poweroff,
 // halt and reboot, which use busybox's signals.
-func runInit() error {
+func runInit(args bootArgs) error {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGCHLD, sigPowerOff, sigReboot,
 		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT)
@@ -34,7 +34,7 @@ func runInit() error {
 		case sigReboot, syscall.SIGTERM, syscall.SIGINT:
 			return endMachine(agent, unix.LINUX_REBOOT_CMD_RESTART)
 		default:
-			return endMachine(agent, unix.LINUX_REBOOT_CMD_POWER_OFF)
+			return endMachine(agent, args.powerOff())
 		}
 	}
 	return nil

@@ -19,6 +19,8 @@ import (
 
 // Linux is the System of a running guest.
 type Linux struct {
+	restart bool // the machine's only end is a restart
+
 	oom *os.File // /proc/self/oom_score_adj, nil where it may not be changed
 	mu  sync.Mutex
 	n   int // starts under way
@@ -32,15 +34,20 @@ const (
 
 // NewLinux protects this process from the OOM killer, if it may, and returns the System.
 func NewLinux() *Linux {
+	l := &Linux{}
+	if cmdline, err := os.ReadFile("/proc/cmdline"); err == nil {
+		l.restart = parseBootArgs(string(cmdline)).restart
+	}
 	f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0)
 	if err != nil {
-		return &Linux{}
+		return l
 	}
 	if _, err := f.WriteAt([]byte(oomNever), 0); err != nil {
 		f.Close()
-		return &Linux{}
+		return l
 	}
-	return &Linux{oom: f}
+	l.oom = f
+	return l
 }
 
 // Exposed lowers the protection while processes are started: a child inherits the score

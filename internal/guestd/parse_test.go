@@ -1,6 +1,7 @@
 package guestd
 
 import (
+	"debug/elf"
 	"encoding/binary"
 	"os"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
 	"banger/internal/guest/proto"
@@ -135,6 +138,34 @@ func TestParseBootArgs(t *testing.T) {
 	got := parseBootArgs("console=ttyS0 banger.root=/dev/vda quiet banger.modules=/dev/vdb banger.init=/bin/x\n")
 	if want := (bootArgs{root: "/dev/vda", modules: "/dev/vdb", init: "/bin/x"}); got != want {
 		t.Errorf("got %+v", got)
+	}
+	if got := parseBootArgs("banger.poweroff=restart").powerOff(); got != unix.LINUX_REBOOT_CMD_RESTART {
+		t.Errorf("without a power switch it ends by %#x", got)
+	}
+}
+
+// systemd runs /run/initramfs/shutdown only if it may be executed; what it does shows in a VM.
+func TestRestartIsInstalled(t *testing.T) {
+	run := t.TempDir()
+	if err := installRestart(run); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(run, "initramfs", "shutdown")
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	f, err := elf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if len(f.Progs) != 1 {
+		t.Fatalf("it has %d segments", len(f.Progs))
+	}
+	// The code is entered where it is in the file, and all of it is mapped.
+	code := make([]byte, len(restartProgram))
+	if _, err := f.Progs[0].ReadAt(code, int64(f.Entry-f.Progs[0].Vaddr)); err != nil || string(code) != restartProgram {
+		t.Errorf("at its entry is %x, %v", code, err)
 	}
 }
 

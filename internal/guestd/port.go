@@ -6,10 +6,23 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
+
+// serveHost serves the channel that the machine has.
+func (a *Agent) serveHost() error {
+	if slices.Contains(virtioIDs(), virtioVsock) {
+		return a.serveVsock()
+	}
+	path, err := findPort()
+	if err != nil {
+		return err
+	}
+	return a.servePort(path)
+}
 
 // portName is the name that the host gives the control channel's virtio-serial port.
 const portName = "banger"

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/staticelf"
 )
 
 // Signals by which systemd, and the small init here, are asked to end the machine.
@@ -26,6 +28,33 @@ const systemdSocket = "/run/systemd/private"
 // systemdTimeout bounds the wait for a systemd that is still starting, or that waits for
 // the machine to be configured.
 const systemdTimeout = configureTimeout + 30*time.Second
+
+// powerOff is how a process ends the machine.
+func (a bootArgs) powerOff() int {
+	if a.restart {
+		return unix.LINUX_REBOOT_CMD_RESTART
+	}
+	return unix.LINUX_REBOOT_CMD_POWER_OFF
+}
+
+// restartProgram ends the machine: sync(2), then reboot(2) with RESTART.
+const restartProgram = "\xb8\xa2\x00\x00\x00\x0f\x05" + // mov eax, 162; syscall
+	"\xbf\xad\xde\xe1\xfe" + // mov edi, 0xfee1dead
+	"\xbe\x69\x19\x12\x28" + // mov esi, 0x28121969
+	"\xba\x67\x45\x23\x01" + // mov edx, 0x01234567
+	"\xb8\xa9\x00\x00\x00\x0f\x05" + // mov eax, 169; syscall
+	"\xeb\xfe" // it does not return; if it does, wait here
+
+// installRestart has systemd end, by whatever verb, in a restart: with its filesystems
+// unmounted it hands over to the initramfs that it believes to have come from, which lies in
+// /run.
+func installRestart(run string) error {
+	dir := filepath.Join(run, "initramfs")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "shutdown"), staticelf.Program([]byte(restartProgram)), 0o755)
+}
 
 // Shutdown asks the image's init.
 func (l *Linux) Shutdown(init string, reboot bool) error {
@@ -47,7 +76,7 @@ func (l *Linux) Shutdown(init string, reboot bool) error {
 	}
 	// Its own program knows best how to talk to it.
 	name := "poweroff"
-	if reboot {
+	if reboot = reboot || l.restart; reboot {
 		name = "reboot"
 	}
 	path, err := lookPath(name, rootPath, "/")

@@ -1,22 +1,30 @@
 package host
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
 )
 
 // Detached is a program to start that outlives this process.
 type Detached struct {
-	Path  string // a path, or a name looked up as LookPath does
-	Args  []string
-	Env   []string // nil: the daemon's own
-	Dir   string
-	Log   *os.File   // its stdout and stderr
-	Files []*os.File // it has them as descriptors 3, 4, …
+	Path   string // a path, or a name looked up as LookPath does
+	Args   []string
+	Env    []string // nil: the daemon's own
+	Dir    string
+	Stdin  *os.File   // nil: /dev/null
+	Stdout *os.File   // nil: Log
+	Log    *os.File   // its stderr
+	Files  []*os.File // it has them as descriptors 3, 4, …
 	// OneCPU keeps it, and all that it starts, on one CPU of the host.
 	OneCPU bool
 	// Namespaces are those of which it gets new ones: CLONE_NEW… flags.
@@ -39,8 +47,8 @@ type Child struct {
 // that is confined works elsewhere, or so it looks from outside.
 const envDir = "BANGER_DIR"
 
-// Detach starts a program in a session of its own, with /dev/null as stdin. The caller
-// keeps its own copies of Log and Files, to close. errs.Unavailable if the host doesn't
+// Detach starts a program in a session of its own. The caller keeps its own copies of the
+// files, to close. errs.Unavailable if the host doesn't
 // have the program.
 func Detach(d Detached) (*Child, error) {
 	path, err := LookPath(d.Path)
@@ -53,7 +61,10 @@ func Detach(d Detached) (*Child, error) {
 		env = os.Environ()
 	}
 	cmd.Env, cmd.Dir, cmd.ExtraFiles = append(slices.Clip(env), envDir+"="+d.Dir), d.Dir, d.Files
-	cmd.Stdout, cmd.Stderr = d.Log, d.Log
+	if d.Stdin != nil {
+		cmd.Stdin = d.Stdin
+	}
+	cmd.Stdout, cmd.Stderr = cmp.Or(d.Stdout, d.Log), d.Log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: d.Namespaces}
 	if d.Cgroup != nil {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(d.Cgroup.Fd())
@@ -99,6 +110,20 @@ func (c *Child) State() *os.ProcessState {
 		return c.state
 	default:
 		return nil
+	}
+}
+
+// End kills the process, waits until it is reaped and lets go of the handle.
+func (c *Child) End(ctx context.Context) error {
+	defer c.Close()
+	if err := c.handle.Signal(unix.SIGKILL); err != nil && errs.KindOf(err) != errs.NotFound {
+		return err
+	}
+	select {
+	case <-c.Done():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

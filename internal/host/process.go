@@ -75,6 +75,23 @@ func (p Process) Open() (*Handle, error) {
 	return h, nil
 }
 
+// Kill ends exactly this process and waits until it has ended. One that is gone already is
+// no error.
+func (p Process) Kill(ctx context.Context) error {
+	h, err := p.Open()
+	if errs.KindOf(err) == errs.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := h.Signal(unix.SIGKILL); err != nil && errs.KindOf(err) != errs.NotFound {
+		return err
+	}
+	return h.Wait(ctx)
+}
+
 func gone(pid int) error {
 	return errs.New(errs.NotFound, "process %d is not running any more", pid)
 }

@@ -22,12 +22,21 @@ const (
 	TCG Accel = "tcg" // translated in software: slow, and no security boundary
 )
 
+// Backend is the program that runs a machine.
+type Backend string
+
+const (
+	QEMU        Backend = "qemu"
+	Firecracker Backend = "firecracker"
+)
+
 // MachineSpec describes a machine wholly; launching the same spec twice gives the same
 // machine. Paths are absolute.
 type MachineSpec struct {
 	VMID        string // for error messages and the process's title
 	Dir         string // private directory (0700): sockets and logs of this machine only
 	Jailed      bool   // its process has a user, files and limits of its own (see package jail); root can give it those
+	Backend     Backend
 	Accel       Accel
 	Nested      bool // the CPU shows virtualization, so that the guest can run machines itself
 	CPUs        int
@@ -61,8 +70,11 @@ type Disk struct {
 // NIC is a virtio network device.
 type NIC struct {
 	Mode NICMode
-	MAC  string   // aa:bb:cc:dd:ee:ff
-	TAP  *os.File // of mode tap: for the VMM to inherit; the caller keeps its own
+	MAC  string // aa:bb:cc:dd:ee:ff
+
+	// Of mode tap: one of them, as the VMM needs it.
+	TAP     *os.File // to inherit; the caller keeps its own
+	TAPName string   // to open, as the only one who does
 }
 
 // NICMode is what a network device is connected to.
@@ -88,6 +100,7 @@ type Record struct {
 	Dir     string       `json:"dir"`
 	VMID    string       `json:"vm_id"`
 	Accel   Accel        `json:"accel"`
+	Backend Backend      `json:"backend,omitempty"` // empty in records of when there was QEMU only
 }
 
 // Hypervisor launches machines and adopts those launched before.
@@ -112,8 +125,8 @@ type Machine interface {
 	Record() Record
 
 	// Channel connects to the host end of the control channel. At most one connection
-	// is open at a time; a second waits for the first to close. The bytes are those of
-	// the guest's virtio-serial port; the handshake is the guest package's.
+	// is open at a time; a second waits for the first to close. The bytes are those that
+	// the guest's agent reads; the handshake is the guest package's.
 	Channel(ctx context.Context) (net.Conn, error)
 
 	// Console returns the console's log and live end.

@@ -77,7 +77,8 @@ func (k kernel) unplug(c Config) error {
 	return err
 }
 
-// connect makes a port's TAP and puts it on the bridge, which is there.
+// connect makes a port's TAP and puts it on the bridge, which is there. One that is opened
+// by name stays without anyone who has it open, until unplug: nil is returned for it.
 func (k kernel) connect(bridge string, p Port) (_ *os.File, err error) {
 	l, err := netlink.LinkByName(bridge)
 	if err != nil {
@@ -89,6 +90,10 @@ func (k kernel) connect(bridge string, p Port) (_ *os.File, err error) {
 	}
 	if err := plug(k.owner, k.group, l, p); err != nil {
 		return nil, errors.Join(err, f.Close())
+	}
+	if p.ByName {
+		// Marked as ours by now, so that it is found again whatever happens.
+		return nil, errors.Join(persist(f), f.Close())
 	}
 	return f, nil
 }

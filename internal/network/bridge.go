@@ -161,7 +161,8 @@ func (b *Bridge) Restore(_ context.Context, ports []Port) error {
 }
 
 // Attach makes a VM's port and opens its forwards. The TAP is for the VMM: it lives until
-// both that and this Bridge have let go of it. The caller does not close it.
+// both that and this Bridge have let go of it. The caller does not close it. It is nil where
+// the VMM opens the TAP by name; then it lives until Detach.
 func (b *Bridge) Attach(_ context.Context, p Port) (_ *os.File, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -190,7 +191,9 @@ func (b *Bridge) Attach(_ context.Context, p Port) (_ *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b.taps[p.VM] = f
+	if f != nil {
+		b.taps[p.VM] = f
+	}
 	return f, b.listeners.set(p.VM, p.Address.Addr(), p.Forwards)
 }
 

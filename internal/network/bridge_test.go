@@ -321,6 +321,38 @@ func TestARestartOfTheDaemon(t *testing.T) {
 	}
 }
 
+// A TAP that a VMM opens by its name waits for it, and goes with its VM, whoever had it open.
+func TestATAPOpenedByName(t *testing.T) {
+	w := newWorld(t)
+	p := w.port()
+	p.ByName = true
+	for range 2 { // again while the first is still being taken away
+		f, err := w.bridge.Attach(t.Context(), p)
+		if err != nil || f != nil {
+			t.Fatalf("attached with %v, %v", f, err)
+		}
+		vmm, err := openTAP(TAP(p.VM))
+		if err != nil {
+			t.Fatalf("it can't be opened: %v", err)
+		}
+		if second, err := openTAP(TAP(p.VM)); err == nil {
+			t.Errorf("it can be opened twice: %v", second)
+		}
+		vmm.Close()
+		if _, err := netlink.LinkByName(TAP(p.VM)); err != nil {
+			t.Errorf("it is gone with the VMM, and its row is still there: %v", err)
+		}
+		must(t, w.bridge.Detach(t.Context(), p.VM))
+	}
+	left, err := w.bridge.Objects()
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if _, err := netlink.LinkByName(TAP(p.VM)); err == nil {
+		t.Error("it is left")
+	}
+}
+
 func TestFiftyAtOnce(t *testing.T) {
 	w := newWorld(t)
 	ports := make([]Port, 50)

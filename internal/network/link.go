@@ -137,8 +137,8 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(a, ones-bits+32)
 }
 
-// openTAP makes a VM's TAP, which lives for as long as anyone has it open: this process or
-// the VMM. It needs no removal that a crash could forget.
+// openTAP makes a VM's TAP, which lives for as long as anyone has it open, this process or
+// the VMM, and needs no removal that a crash could forget; or it opens one that stays.
 func openTAP(name string) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -155,6 +155,22 @@ func openTAP(name string) (*os.File, error) {
 		return nil, fmt.Errorf("make the TAP %s: %w", name, err)
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// persist has a TAP stay when nobody has it open any more.
+func persist(tap *os.File) error {
+	conn, err := tap.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var done error
+	if err := conn.Control(func(fd uintptr) { done = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) }); err != nil {
+		return err
+	}
+	if done != nil {
+		return fmt.Errorf("have the TAP %s stay: %w", tap.Name(), done)
+	}
+	return nil
 }
 
 // plug puts a TAP on the bridge. What is said to whom is settled here and not learned: a

@@ -21,6 +21,7 @@ type Port struct {
 	Isolated   bool         // other guests can't reach it, nor it them
 	HostAccess bool         // it may reach every service of the host's
 	Forwards   []Forward
+	ByName     bool // the VMM opens the TAP by its name, as the only one who does
 }
 
 // Config is all that is wanted of the bridge. With no ports nothing is wanted at all.

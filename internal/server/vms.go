@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -143,14 +144,14 @@ func request(c api.CreateVM) vm.Request {
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
 		DiskDriver: c.DiskDriver,
 		Net:        c.Net, Isolated: c.Isolated, HostAccess: c.HostAccess, Forwards: c.Forwards,
-		Accel: c.Accel, Nested: c.Nested, Unjailed: c.Unjailed, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
+		Backend: c.Backend, Accel: c.Accel, Nested: c.Nested, Unjailed: c.Unjailed, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
 	}
 }
 
 func (s *Server) show(v vm.VM) api.VM {
 	out := api.VM{
 		ID: v.ID, Name: v.Name, State: api.State(v.State), Image: v.Spec.Image, Kernel: v.Spec.Kernel,
-		Backend: "qemu", Accel: v.Spec.Accel, Nested: v.Spec.Nested, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
+		Backend: string(cmp.Or(v.Spec.Backend, hypervisor.QEMU)), Accel: v.Spec.Accel, Nested: v.Spec.Nested, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Disk:       s.showDisk(v),
 		Network:    s.showNetwork(v),
 		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Autostart: v.Spec.Autostart,

@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/disk"
 	"banger/internal/errs"
+	"banger/internal/hypervisor"
 	"banger/internal/image"
 	"banger/internal/op"
 	"banger/internal/undo"
@@ -30,6 +31,7 @@ type Request struct {
 	Isolated    bool
 	HostAccess  bool
 	Forwards    []string // as network.ParseForward reads them
+	Backend     string   // empty: auto
 	Accel       string
 	Nested      bool
 	Unjailed    bool
@@ -148,7 +150,7 @@ func (m *Manager) register(ctx context.Context, o *op.Operation, req Request, v 
 	if err != nil {
 		return v, err
 	}
-	if _, err := m.Hypervisor.Accel(ctx, v.Spec, k.Vmlinux); err != nil {
+	if v.Spec.Backend, _, err = m.Hypervisor.Choose(ctx, v.Spec, k.Vmlinux); err != nil {
 		return v, err
 	}
 	if img.Config != nil {
@@ -242,6 +244,13 @@ func (m *Manager) fill(req Request) (Spec, error) {
 	}
 	if err := m.fillNet(req, &s); err != nil {
 		return s, err
+	}
+	switch s.Backend = hypervisor.Backend(req.Backend); s.Backend {
+	case "":
+		s.Backend = AutoBackend
+	case AutoBackend, hypervisor.QEMU, hypervisor.Firecracker:
+	default:
+		return s, errs.New(errs.Invalid, "there is no backend %q", req.Backend).Try("use auto, firecracker or qemu")
 	}
 	switch s.Accel {
 	case "":

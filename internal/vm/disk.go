@@ -21,9 +21,10 @@ const (
 	lowFree = 1 << 30
 )
 
-// Disks makes root disks; see [disk.Set], which does.
+// Disks makes root disks; see [disk.Set], which does all but choose.
 type Disks interface {
-	Choose(ctx context.Context, want string, base disk.Base, dir string) (disk.Choice, error)
+	// Choose finds the driver for what a backend can read.
+	Choose(ctx context.Context, backend hypervisor.Backend, want string, base disk.Base, dir string) (disk.Choice, error)
 	Clone(ctx context.Context, driver string, base disk.Base, spec disk.Spec) (disk.Volume, error)
 	Attach(ctx context.Context, home disk.Home, v disk.Volume) (disk.Attached, error)
 	Detach(ctx context.Context, home disk.Home) error
@@ -40,7 +41,7 @@ func (m *Manager) makeDisk(ctx context.Context, o *op.Operation, v VM) (disk.Vol
 	if err := m.checkSpace(o, v); err != nil {
 		return disk.Volume{}, err
 	}
-	choice, err := m.Disks.Choose(ctx, v.Spec.DiskDriver, v.Base, m.dir(v.ID))
+	choice, err := m.Disks.Choose(ctx, v.Spec.Backend, v.Spec.DiskDriver, v.Base, m.dir(v.ID))
 	if err != nil {
 		return disk.Volume{}, err
 	}

@@ -177,6 +177,10 @@ type failingDisks struct {
 	w *world
 }
 
+func (d failingDisks) Choose(ctx context.Context, _ hypervisor.Backend, want string, b disk.Base, dir string) (disk.Choice, error) {
+	return d.Set.Choose(ctx, want, b, dir)
+}
+
 func (d failingDisks) Clone(ctx context.Context, driver string, b disk.Base, s disk.Spec) (disk.Volume, error) {
 	v, err := d.Set.Clone(ctx, driver, b, s)
 	if err == nil {
@@ -217,11 +221,15 @@ func (w *world) Initramfs(context.Context, kernel.Kernel) (string, error) {
 	return "/k/initramfs", w.failing("initramfs")
 }
 
-func (w *world) Accel(_ context.Context, spec vm.Spec, _ string) (hypervisor.Accel, error) {
-	if spec.Accel == "kvm" {
-		return "", errs.New(errs.Unavailable, "there is no KVM here")
+// Choose has Firecracker, which opens TAPs by name, run what asks for it.
+func (w *world) Choose(_ context.Context, spec vm.Spec, _ string) (hypervisor.Backend, hypervisor.Accel, error) {
+	switch {
+	case spec.Backend == hypervisor.Firecracker:
+		return hypervisor.Firecracker, hypervisor.KVM, w.failing("firecracker")
+	case spec.Accel == "kvm":
+		return "", "", errs.New(errs.Unavailable, "there is no KVM here")
 	}
-	return hypervisor.TCG, nil
+	return hypervisor.QEMU, hypervisor.TCG, nil
 }
 
 func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervisor.Machine, error) {
@@ -238,7 +246,7 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 	}
 	w.nextPID++
 	m := &machine{w: w, done: make(chan struct{}), halts: make(chan string, 1), memory: spec.MemoryBytes, from: spec.From, paused: spec.From != nil,
-		rec: hypervisor.Record{VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
+		rec: hypervisor.Record{VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Backend: spec.Backend, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
 	w.machines[spec.Dir] = m
 	if w.halts != "" {
 		m.halts <- w.halts

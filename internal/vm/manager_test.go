@@ -371,6 +371,7 @@ func TestRefusedRequests(t *testing.T) {
 		"bridge":       {Net: "bridge"},
 		"accel":        {Accel: "warp"},
 		"kvm":          {Accel: "kvm"},
+		"backend":      {Backend: "bochs"},
 		"wait":         {Wait: "forever"},
 		"env":          {Env: []string{"NOVALUE"}},
 		"env key":      {Env: []string{"=x"}},

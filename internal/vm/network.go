@@ -25,7 +25,7 @@ type Network interface {
 	// Restore has exactly these ports be there, whatever was before.
 	Restore(ctx context.Context, ports []network.Port) error
 	// Attach makes a VM's port and opens its forwards. The TAP is for the VMM to inherit;
-	// the caller does not close it.
+	// the caller does not close it. It is nil where the VMM opens it by its name.
 	Attach(ctx context.Context, p network.Port) (*os.File, error)
 	// Forward has exactly these forwards be open for an attached VM.
 	Forward(ctx context.Context, vm string, want []network.Forward) error
@@ -128,7 +128,8 @@ func addressesOf(vms []VM) (subnet netip.Prefix, taken map[netip.Addr]bool) {
 }
 
 func portOf(v VM) network.Port {
-	return network.Port{VM: v.ID, MAC: v.MAC, Address: v.Address, Isolated: v.Spec.Isolated, HostAccess: v.Spec.HostAccess, Forwards: v.Spec.Forwards}
+	return network.Port{VM: v.ID, MAC: v.MAC, Address: v.Address, Isolated: v.Spec.Isolated, HostAccess: v.Spec.HostAccess, Forwards: v.Spec.Forwards,
+		ByName: v.Spec.Backend == hypervisor.Firecracker}
 }
 
 // connect makes what v's machine is to have of the network. removeMachine undoes it.
@@ -152,7 +153,7 @@ func (m *Manager) connect(ctx context.Context, o *op.Operation, v *VM) ([]hyperv
 	if problem := m.Network.Status().Overlap; problem != "" {
 		o.Warn(problem)
 	}
-	return []hypervisor.NIC{{Mode: hypervisor.NICTAP, MAC: v.MAC, TAP: tap}}, nil
+	return []hypervisor.NIC{{Mode: hypervisor.NICTAP, MAC: v.MAC, TAP: tap, TAPName: network.TAP(v.ID)}}, nil
 }
 
 // ensureAddress gives a VM an address that has lost its own.

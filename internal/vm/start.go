@@ -281,7 +281,7 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 	if err != nil {
 		return hypervisor.MachineSpec{}, err
 	}
-	accel, err := m.Hypervisor.Accel(ctx, v.Spec, k.Vmlinux)
+	backend, accel, err := m.Hypervisor.Choose(ctx, v.Spec, k.Vmlinux)
 	if err != nil {
 		return hypervisor.MachineSpec{}, err
 	}
@@ -290,7 +290,7 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 		return hypervisor.MachineSpec{}, err
 	}
 	s := hypervisor.MachineSpec{
-		VMID: v.ID, Dir: m.dir(v.ID), Jailed: m.Jails && !v.Spec.Unjailed, Accel: accel, Nested: v.Spec.Nested,
+		VMID: v.ID, Dir: m.dir(v.ID), Jailed: m.Jails && !v.Spec.Unjailed, Backend: backend, Accel: accel, Nested: v.Spec.Nested,
 		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Kernel: k.Vmlinux, Initramfs: initramfs,
 		// Units that images with separate /home and /var disks carry, which would

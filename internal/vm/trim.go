@@ -4,7 +4,9 @@ import (
 	"context"
 	"slices"
 
+	"banger/internal/errs"
 	"banger/internal/guest/proto"
+	"banger/internal/hypervisor"
 )
 
 // Trimmed is what a trim has brought, in bytes.
@@ -14,11 +16,16 @@ type Trimmed struct {
 }
 
 // Trim has a running VM's guest tell its disk what its root filesystem does not need, which
-// gives it back to the host. errs.Conflict if it does not run.
+// gives it back to the host. errs.Conflict if it does not run; errs.Unavailable if its VMM
+// can't.
 func (m *Manager) Trim(ctx context.Context, ref string) (Trimmed, error) {
 	v, err := m.Find(ctx, ref)
 	if err != nil {
 		return Trimmed{}, err
+	}
+	if v.Spec.Backend == hypervisor.Firecracker {
+		return Trimmed{}, errs.New(errs.Unavailable, "Firecracker passes nothing on of what a guest does not need, so the disk of VM %s can't be trimmed", v.Name).
+			Try("VMs of QEMU's can: banger run --backend qemu")
 	}
 	g, err := m.Guest(ctx, v.ID)
 	if err != nil {

@@ -26,24 +26,28 @@ import (
 
 // Spec is what was asked for, with every default filled in.
 type Spec struct {
-	Image       string            `json:"image"`
-	Kernel      string            `json:"kernel"`
-	CPUs        int               `json:"cpus"`
-	MemoryBytes int64             `json:"memory_bytes"`
-	DiskBytes   int64             `json:"disk_bytes"`            // 0: the image's size
-	DiskDriver  string            `json:"disk_driver,omitempty"` // a driver's name, or auto
-	Net         Net               `json:"net"`
-	Isolated    bool              `json:"isolated,omitempty"`    // other guests can't reach it, nor it them
-	HostAccess  bool              `json:"host_access,omitempty"` // it reaches every service of the host's
-	Forwards    []network.Forward `json:"forwards,omitempty"`
-	Accel       string            `json:"accel"`              // auto, kvm or tcg
-	Nested      bool              `json:"nested,omitempty"`   // its CPU shows virtualization
-	Unjailed    bool              `json:"unjailed,omitempty"` // its VMM is not confined
-	Env         []string          `json:"env,omitempty"`
-	AutoRemove  bool              `json:"auto_remove,omitempty"`
-	Lease       string            `json:"lease,omitempty"`     // removed when this lease ends
-	Autostart   bool              `json:"autostart,omitempty"` // if it ran, it runs again after a restart of the host
+	Image       string             `json:"image"`
+	Kernel      string             `json:"kernel"`
+	CPUs        int                `json:"cpus"`
+	MemoryBytes int64              `json:"memory_bytes"`
+	DiskBytes   int64              `json:"disk_bytes"`            // 0: the image's size
+	DiskDriver  string             `json:"disk_driver,omitempty"` // a driver's name, or auto
+	Net         Net                `json:"net"`
+	Isolated    bool               `json:"isolated,omitempty"`    // other guests can't reach it, nor it them
+	HostAccess  bool               `json:"host_access,omitempty"` // it reaches every service of the host's
+	Forwards    []network.Forward  `json:"forwards,omitempty"`
+	Backend     hypervisor.Backend `json:"backend,omitempty"`  // settled when it is made; empty in VMs of when there was QEMU only
+	Accel       string             `json:"accel"`              // auto, kvm or tcg
+	Nested      bool               `json:"nested,omitempty"`   // its CPU shows virtualization
+	Unjailed    bool               `json:"unjailed,omitempty"` // its VMM is not confined
+	Env         []string           `json:"env,omitempty"`
+	AutoRemove  bool               `json:"auto_remove,omitempty"`
+	Lease       string             `json:"lease,omitempty"`     // removed when this lease ends
+	Autostart   bool               `json:"autostart,omitempty"` // if it ran, it runs again after a restart of the host
 }
+
+// AutoBackend asks for the best backend that can.
+const AutoBackend hypervisor.Backend = "auto"
 
 // Net is how a VM is connected.
 type Net string
@@ -166,11 +170,11 @@ const (
 type Hypervisor interface {
 	hypervisor.Hypervisor
 
-	// Accel settles how a machine of this spec that is to boot this vmlinux is run: as
-	// asked for with kvm or tcg, or for auto with KVM where that is proven to work.
-	// errs.Unavailable if the VMM itself is missing, or the host's KVM can't give the spec
-	// the virtualization it asks for.
-	Accel(ctx context.Context, spec Spec, vmlinux string) (hypervisor.Accel, error)
+	// Choose settles what runs a machine of this spec that is to boot this vmlinux, and how:
+	// as asked for, or for [AutoBackend] and an acceleration of auto by what the spec takes
+	// and what is proven to work. errs.Unavailable if the VMM itself is missing, or the host
+	// can't give what the spec asks for; errs.Invalid if the backend never can.
+	Choose(ctx context.Context, spec Spec, vmlinux string) (hypervisor.Backend, hypervisor.Accel, error)
 
 	// Remove ends the machine that was launched in dir for the VM, if one is there, and
 	// removes its sockets; logs stay. The record may be missing when a crash came

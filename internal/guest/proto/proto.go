@@ -32,6 +32,14 @@ const MaxFrame = 1 << 20
 // that it is the same.
 const Version = 1
 
+// VsockPort is where the agent takes connections in a machine that has a vsock, and where it
+// connects to on its host, once, to tell that it does.
+const VsockPort = 1024
+
+// NoPowerSwitch is a kernel argument that tells the guest that its machine has no power
+// switch: its only end is a restart.
+const NoPowerSwitch = "banger.poweroff=restart"
+
 // Service names what a stream is for.
 type Service string
 

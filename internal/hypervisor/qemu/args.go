@@ -3,7 +3,6 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,10 +14,8 @@ import (
 )
 
 const (
-	maxCPUs        = 255      // what q35 takes without an IOMMU
-	minMemoryBytes = 64 << 20 // Debian's kernel does not get to its init with less
-	maxMemoryBytes = 1 << 40
-	maxDevices     = 24 // slots of q35's root bus, less those of the machine itself
+	maxCPUs    = 255 // what q35 takes without an IOMMU
+	maxDevices = 24  // slots of q35's root bus, less those of the machine itself
 
 	// firstFD is the number under which QEMU finds the first file it is given; they are
 	// those of socketNames, in order, and then TAPs.
@@ -203,32 +200,17 @@ func isBlockDevice(path string) bool {
 
 // check refuses what QEMU would refuse in words for its developers, or misread.
 func check(spec hypervisor.MachineSpec) error {
+	if err := spec.Check(); err != nil {
+		return err
+	}
 	invalid := func(format string, a ...any) error { return errs.New(errs.Invalid, format, a...) }
 	switch {
-	case !plainID(spec.VMID):
-		return invalid("%q can't be the id of a machine", spec.VMID)
-	case !filepath.IsAbs(spec.Dir):
-		return invalid("the machine's directory %q is not absolute", spec.Dir)
 	case spec.Accel != hypervisor.KVM && spec.Accel != hypervisor.TCG:
 		return invalid("QEMU has no acceleration %q here; there are kvm and tcg", spec.Accel)
-	case spec.CPUs < 1 || spec.CPUs > maxCPUs:
+	case spec.CPUs > maxCPUs:
 		return invalid("a machine has 1 to %d CPUs, not %d", maxCPUs, spec.CPUs)
-	case spec.MemoryBytes < minMemoryBytes || spec.MemoryBytes > maxMemoryBytes:
-		return invalid("a machine has %d MiB to %d MiB of memory, not %d bytes", minMemoryBytes>>20, maxMemoryBytes>>20, spec.MemoryBytes)
-	case spec.MemoryBytes%(1<<20) != 0:
-		return invalid("the memory of a machine is whole MiB, and %d bytes are not", spec.MemoryBytes)
 	case len(spec.Disks)+len(spec.NICs) > maxDevices:
 		return invalid("a machine has at most %d disks and network devices", maxDevices)
-	}
-	for _, path := range []string{spec.Kernel, spec.Initramfs} {
-		if err := checkFile(path); err != nil {
-			return err
-		}
-	}
-	for _, arg := range spec.Cmdline {
-		if arg == "" || strings.ContainsFunc(arg, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-			return invalid("%q can't be a kernel argument", arg)
-		}
 	}
 	for _, d := range spec.Disks {
 		if err := checkDisk(d); err != nil {
@@ -236,9 +218,6 @@ func check(spec hypervisor.MachineSpec) error {
 		}
 	}
 	for _, n := range spec.NICs {
-		if mac, err := net.ParseMAC(n.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			return invalid("%q is no hardware address of a network device", n.MAC)
-		}
 		if n.Mode != hypervisor.NICUser && n.Mode != hypervisor.NICTAP {
 			return invalid("QEMU has no network mode %q here", n.Mode)
 		}
@@ -252,28 +231,6 @@ func check(spec hypervisor.MachineSpec) error {
 	return nil
 }
 
-// plainID tells that an id can stand in a QEMU option and a file name as it is.
-func plainID(id string) bool {
-	return id != "" && len(id) <= 64 && !strings.ContainsFunc(id, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
-	})
-}
-
-// checkFile finds out here what QEMU would say less clearly.
-func checkFile(path string) error {
-	if !filepath.IsAbs(path) {
-		return errs.New(errs.Invalid, "the path %q is not absolute", path)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return errs.New(errs.Unavailable, "a file of the machine can't be read").Because(err)
-	}
-	if !info.Mode().IsRegular() {
-		return errs.New(errs.Invalid, "%s is no regular file", path)
-	}
-	return nil
-}
-
 // maxDepth bounds how many files lie on each other in a disk.
 const maxDepth = 8
 
@@ -282,7 +239,7 @@ const maxDepth = 8
 func checkDisk(d hypervisor.Disk) error {
 	for depth := 0; ; depth++ {
 		if !isBlockDevice(d.Path) || !filepath.IsAbs(d.Path) {
-			if err := checkFile(d.Path); err != nil {
+			if err := hypervisor.CheckFile(d.Path); err != nil {
 				return err
 			}
 		}

@@ -16,16 +16,17 @@ import (
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/console"
 )
 
 // machine is one QEMU process, launched or adopted.
 type machine struct {
 	record  hypervisor.Record
-	console *console
+	console *console.Console
 	monitor *monitor
 	handle  *host.Handle
-	child   *host.Child   // nil if adopted
-	slot    chan struct{} // holds a token while a channel connection is open
+	child   *host.Child // nil if adopted
+	line    *hypervisor.Line
 
 	held    context.Context // until Close
 	letGo   context.CancelFunc
@@ -47,8 +48,9 @@ type machine struct {
 var _ hypervisor.Machine = (*machine)(nil)
 
 func newMachine(rec hypervisor.Record) *machine {
-	m := &machine{record: rec, slot: make(chan struct{}, 1), watched: make(chan struct{}), done: make(chan struct{}), halts: make(chan string, 1), migration: make(chan string, 8)}
+	m := &machine{record: rec, watched: make(chan struct{}), done: make(chan struct{}), halts: make(chan string, 1), migration: make(chan string, 8)}
 	m.held, m.letGo = context.WithCancel(context.Background())
+	m.line = hypervisor.NewLine(m.held, m.done, m.gone)
 	return m
 }
 
@@ -114,7 +116,7 @@ func (m *machine) watch(gone <-chan struct{}) {
 	}
 	// The connections end with the process; what it still said is read first.
 	<-m.monitor.Done()
-	<-m.console.done
+	<-m.console.Done()
 	// Its directory may be gone, and whoever removes that removes these.
 	_ = clear(m.record.Dir)
 	m.release()
@@ -173,42 +175,13 @@ func (m *machine) Usage() (host.Usage, error) { return m.record.Process.Usage() 
 
 // Channel connects to the guest's port; see [hypervisor.Machine].
 func (m *machine) Channel(ctx context.Context) (net.Conn, error) {
-	select {
-	case m.slot <- struct{}{}:
-	case <-m.done:
-		return nil, m.gone()
-	case <-m.held.Done():
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	conn, err := dial(ctx, m.record.Dir, channelSocket)
-	if err != nil {
-		<-m.slot
-		select {
-		case <-m.done:
-			return nil, m.gone()
-		default:
+	return m.line.Connect(ctx, func(ctx context.Context) (net.Conn, error) {
+		conn, err := dial(ctx, m.record.Dir, channelSocket)
+		if err != nil {
 			return nil, fmt.Errorf("connect the channel of machine %s: %w", m.record.VMID, err)
 		}
-	}
-	c := &channelConn{Conn: conn, free: sync.OnceFunc(func() { <-m.slot })}
-	c.unhook = context.AfterFunc(m.held, func() { c.Close() })
-	return c, nil
-}
-
-// channelConn frees the slot for the next connection when it is closed.
-type channelConn struct {
-	net.Conn
-	free   func()
-	unhook func() bool
-}
-
-func (c *channelConn) Close() error {
-	c.unhook()
-	err := c.Conn.Close()
-	c.free()
-	return err
+		return conn, nil
+	})
 }
 
 func (m *machine) gone() error {

@@ -14,12 +14,11 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"banger/internal/disk/loop"
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/console"
 	"banger/internal/undo"
 )
 
@@ -31,9 +30,8 @@ const qemuLog = "qemu.log"
 
 // Hypervisor runs machines with QEMU.
 type Hypervisor struct {
-	binary   string
-	choosing sync.Mutex // held by Choose
-	loops    loop.Loops
+	binary string
+	loops  loop.Loops
 
 	reading sync.Mutex // guards program
 	program program
@@ -62,7 +60,7 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 	}
 	m := newMachine(hypervisor.Record{Dir: spec.Dir, VMID: spec.VMID, Accel: spec.Accel})
 	// Connected before QEMU runs, the console misses nothing.
-	if m.console, err = openConsole(ctx, spec.Dir, startNote); err != nil {
+	if m.console, err = openConsole(ctx, spec.Dir, console.StartNote); err != nil {
 		return nil, fmt.Errorf("open the console of machine %s: %w", spec.VMID, err)
 	}
 	u.Push("console of machine "+spec.VMID, func(context.Context) error { m.console.Close(); return nil })
@@ -76,7 +74,7 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 	if err != nil {
 		return nil, err
 	}
-	u.Push("process of machine "+spec.VMID, func(ctx context.Context) error { return endChild(ctx, child) })
+	u.Push("process of machine "+spec.VMID, func(ctx context.Context) error { return child.End(ctx) })
 	// From now on only QEMU holds the sockets: when it dies, so do the connections.
 	sockets.close()
 
@@ -137,20 +135,6 @@ func unsafeSVM(spec hypervisor.MachineSpec) bool {
 	return spec.Nested && spec.Accel == hypervisor.TCG
 }
 
-// endChild kills a process that was started in vain and waits until it is reaped.
-func endChild(ctx context.Context, child *host.Child) error {
-	defer child.Close()
-	if err := child.Handle().Signal(unix.SIGKILL); err != nil && errs.KindOf(err) != errs.NotFound {
-		return err
-	}
-	select {
-	case <-child.Done():
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // launchError says why QEMU's monitor never answered.
 func launchError(ctx context.Context, spec hypervisor.MachineSpec, child *host.Child, err error) error {
 	if ctx.Err() != nil {
@@ -206,12 +190,21 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	if status.Status == "io-error" {
 		m.halt("a write to its disk failed")
 	}
-	if m.console, err = openConsole(ctx, rec.Dir, gapNote); err != nil {
+	if m.console, err = openConsole(ctx, rec.Dir, console.GapNote); err != nil {
 		return nil, fmt.Errorf("open the console of machine %s: %w", rec.VMID, err)
 	}
 	u.Disarm()
 	go m.watch(m.handle.Done())
 	return m, nil
+}
+
+// openConsole connects to the serial port of the machine in dir and starts draining it.
+func openConsole(ctx context.Context, dir, note string) (*console.Console, error) {
+	conn, err := dial(ctx, dir, consoleSocket)
+	if err != nil {
+		return nil, err
+	}
+	return console.Open(conn, dir, note)
 }
 
 // lastWords returns the last lines that QEMU wrote before it gave up, as one, or "". Its

@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
@@ -27,7 +25,7 @@ const removeLimit = 15 * time.Second
 func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervisor.Record) error {
 	var err error
 	if rec != nil {
-		err = killRecorded(ctx, *rec)
+		err = rec.Process.Kill(ctx)
 	} else {
 		err = quitByMonitor(ctx, vmID, dir)
 	}
@@ -35,21 +33,6 @@ func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervis
 		return fmt.Errorf("end the machine of VM %s: %w", vmID, err)
 	}
 	return clear(dir)
-}
-
-func killRecorded(ctx context.Context, rec hypervisor.Record) error {
-	handle, err := rec.Process.Open()
-	if errs.KindOf(err) == errs.NotFound {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer handle.Close()
-	if err := handle.Signal(unix.SIGKILL); err != nil && errs.KindOf(err) != errs.NotFound {
-		return err
-	}
-	return handle.Wait(ctx)
 }
 
 // quitByMonitor asks the machine itself who it is. Its listening socket is older than the

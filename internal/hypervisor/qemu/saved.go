@@ -55,7 +55,7 @@ func savedMemory(spec hypervisor.MachineSpec) string {
 
 // checkSaved looks at what a machine is to go on from.
 func checkSaved(spec hypervisor.MachineSpec) error {
-	if err := errors.Join(checkFile(spec.From.Memory), checkFile(spec.From.State)); err != nil {
+	if err := errors.Join(hypervisor.CheckFile(spec.From.Memory), hypervisor.CheckFile(spec.From.State)); err != nil {
 		return err
 	}
 	info, err := os.Stat(spec.From.Memory)

@@ -14,7 +14,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
+
+	"banger/internal/guest/proto"
 )
 
 const moduleList = "/banger/modules"
@@ -41,6 +44,9 @@ func run() error {
 	if err := loadModules(); err != nil {
 		return err
 	}
+	if hasVsock() {
+		return serveVsock()
+	}
 	// Opened by hand: os.File would hand it to a poller whose idea of end-of-file is wrong
 	// here, where the host may come back.
 	path, err := channelPath()
@@ -57,9 +63,45 @@ func run() error {
 	}
 	fmt.Println("guest: up")
 	for {
+		if err := p.waitForHost(); err != nil {
+			return err
+		}
 		if err := serve(p); !errors.Is(err, io.EOF) {
 			return err
 		}
+	}
+}
+
+// hasVsock tells whether a virtio device of kind 19, which the kernel writes in hex, is there.
+func hasVsock() bool {
+	kinds, _ := filepath.Glob("/sys/bus/virtio/devices/*/device") // the pattern is well-formed
+	for _, kind := range kinds {
+		if b, err := os.ReadFile(kind); err == nil && strings.TrimSpace(string(b)) == "0x0013" {
+			return true
+		}
+	}
+	return false
+}
+
+// serveVsock serves connections one after another, once it has told the host that it does.
+func serveVsock() error {
+	l, err := vsock.Listen(proto.VsockPort, nil)
+	if err != nil {
+		return err
+	}
+	fmt.Println("guest: up")
+	if knock, err := vsock.Dial(vsock.Host, proto.VsockPort, nil); err == nil {
+		knock.Close()
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		if err := serve(conn); err != nil && !errors.Is(err, io.EOF) {
+			fmt.Println("guest:", err)
+		}
+		conn.Close()
 	}
 }
 
@@ -117,10 +159,7 @@ func channelPath() (string, error) {
 
 // serve obeys a host that has connected until it goes, with io.EOF. One that goes and
 // comes back quickly is not noticed: the guest must not greet, as it may not know when.
-func serve(p *port) error {
-	if err := p.waitForHost(); err != nil {
-		return err
-	}
+func serve(p io.ReadWriter) error {
 	in := bufio.NewReader(p)
 	for {
 		line, err := in.ReadString('\n')
@@ -171,6 +210,10 @@ func serve(p *port) error {
 			b, _ := os.ReadFile("/proc/cmdline")
 			p.Write(b)
 		case "poweroff":
+			b, _ := os.ReadFile("/proc/cmdline")
+			if strings.Contains(string(b), proto.NoPowerSwitch) {
+				return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+			}
 			return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 		case "reboot":
 			return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)

@@ -1,4 +1,4 @@
-package qemu
+package console
 
 import (
 	"bytes"
@@ -14,9 +14,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-func openRing(t *testing.T, dir string, limit int64) *consoleRing {
+func openRing(t *testing.T, dir string, limit int64) *Ring {
 	t.Helper()
-	r, err := openConsoleRing(dir, limit)
+	r, err := OpenRing(filepath.Join(dir, consoleLog), limit)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package qemu
+package console
 
 import (
 	"errors"
@@ -9,21 +9,24 @@ import (
 )
 
 const (
-	consoleLog    = "console.log"   // what came last
-	consoleOldLog = "console.log.1" // what came before it
+	// consoleLog is what came last of a console. What came before it is beside that.
+	consoleLog = "console.log"
 
-	// consoleLogBytes is the size at which the log starts anew; with the one before it the
+	// logBytes is the size at which the log starts anew; with the one before it the
 	// console of a machine takes at most twice that.
-	consoleLogBytes = 8 << 20
+	logBytes = 8 << 20
+
+	// oldSuffix makes the name of an older file of that of the newest.
+	oldSuffix = ".1"
 
 	lostNote = "\r\n[banger: output that came too fast is left out here]\r\n"
 )
 
-// consoleRing is a machine's console log on disk: two files, of which the older is
+// Ring is a log on disk that takes a bounded space: two files, of which the older is
 // dropped when the newer is full. Many may read while one writes.
-type consoleRing struct {
-	dir   string
-	limit int64
+type Ring struct {
+	path  string // of the newer
+	limit int64  // of each, in bytes
 
 	mu      sync.Mutex
 	file    *os.File
@@ -33,9 +36,9 @@ type consoleRing struct {
 	closed  bool
 }
 
-// openConsoleRing continues the log in dir.
-func openConsoleRing(dir string, limit int64) (*consoleRing, error) {
-	f, err := os.OpenFile(filepath.Join(dir, consoleLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+// OpenRing continues the log at path, or begins one. It takes twice the limit.
+func OpenRing(path string, limit int64) (*Ring, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -44,12 +47,12 @@ func openConsoleRing(dir string, limit int64) (*consoleRing, error) {
 		f.Close()
 		return nil, err
 	}
-	return &consoleRing{dir: dir, limit: limit, file: f, size: info.Size(), number: 1, changed: make(chan struct{})}, nil
+	return &Ring{path: path, limit: limit, file: f, size: info.Size(), number: 1, changed: make(chan struct{})}, nil
 }
 
 // Write appends to the log. It reports no error: on a full disk output is lost, but the
 // console must be read on, or the guest would stand still.
-func (r *consoleRing) Write(b []byte) (int, error) {
+func (r *Ring) Write(b []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -71,12 +74,11 @@ func (r *consoleRing) Write(b []byte) (int, error) {
 }
 
 // rotate begins a new file. Readers keep the one they have open.
-func (r *consoleRing) rotate() bool {
-	path := filepath.Join(r.dir, consoleLog)
-	if err := os.Rename(path, filepath.Join(r.dir, consoleOldLog)); err != nil {
+func (r *Ring) rotate() bool {
+	if err := os.Rename(r.path, r.path+oldSuffix); err != nil {
 		return false
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|os.O_TRUNC, 0o600)
 	if err != nil {
 		return false
 	}
@@ -86,13 +88,13 @@ func (r *consoleRing) rotate() bool {
 	return true
 }
 
-func (r *consoleRing) wake() {
+func (r *Ring) wake() {
 	close(r.changed)
 	r.changed = make(chan struct{})
 }
 
 // Close ends the log; those who follow it read the rest and then the end.
-func (r *consoleRing) Close() error {
+func (r *Ring) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -105,7 +107,7 @@ func (r *consoleRing) Close() error {
 
 // ringReader reads a ring from some place to its end, and, if it follows, on.
 type ringReader struct {
-	ring   *consoleRing
+	ring   *Ring
 	follow bool
 	stop   <-chan struct{} // ends a wait for more
 
@@ -119,12 +121,12 @@ type ringReader struct {
 }
 
 // reader reads the ring from its oldest byte, or only what comes from now on.
-func (r *consoleRing) reader(stop <-chan struct{}, follow, fromNow bool) (*ringReader, error) {
+func (r *Ring) reader(stop <-chan struct{}, follow, fromNow bool) (*ringReader, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rr := &ringReader{ring: r, follow: follow, stop: stop, closed: make(chan struct{})}
 	if !fromNow {
-		f, err := os.Open(filepath.Join(r.dir, consoleOldLog))
+		f, err := os.Open(r.path + oldSuffix)
 		if err == nil {
 			rr.file, rr.number = f, r.number-1
 			return rr, nil
@@ -133,7 +135,7 @@ func (r *consoleRing) reader(stop <-chan struct{}, follow, fromNow bool) (*ringR
 			return nil, err
 		}
 	}
-	f, err := os.Open(filepath.Join(r.dir, consoleLog))
+	f, err := os.Open(r.path)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +188,7 @@ func (rr *ringReader) Read(b []byte) (int, error) {
 	}
 }
 
-func (r *consoleRing) state() (changed <-chan struct{}, newest int, ended bool) {
+func (r *Ring) state() (changed <-chan struct{}, newest int, ended bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.changed, r.number, r.closed
@@ -197,15 +199,15 @@ func (rr *ringReader) advance() error {
 	r := rr.ring
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	next, name := rr.number+1, consoleLog
+	next, path := rr.number+1, r.path
 	if next < r.number {
-		name = consoleOldLog
+		path += oldSuffix
 		if next < r.number-1 {
 			rr.note = []byte(lostNote)
 		}
 		next = r.number - 1
 	}
-	f, err := os.Open(filepath.Join(r.dir, name))
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -226,7 +228,7 @@ func (rr *ringReader) Close() error {
 // oldest first. dir is the machine's; a machine that never ran has an empty log.
 func ReadLog(dir string) (io.ReadCloser, error) {
 	var log logFiles
-	for _, name := range []string{consoleOldLog, consoleLog} {
+	for _, name := range []string{consoleLog + oldSuffix, consoleLog} {
 		f, err := os.Open(filepath.Join(dir, name))
 		if errors.Is(err, os.ErrNotExist) {
 			continue

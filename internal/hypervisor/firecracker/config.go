@@ -1,0 +1,137 @@
+package firecracker
+
+import (
+	"fmt"
+	"strings"
+
+	"banger/internal/guest/proto"
+	"banger/internal/hypervisor"
+)
+
+// The bodies of the API, as far as they are used here.
+type (
+	machineConfig struct {
+		CPUs      int   `json:"vcpu_count"`
+		MemoryMiB int64 `json:"mem_size_mib"`
+	}
+	cpuConfig struct {
+		Leaves []cpuidLeaf `json:"cpuid_modifiers"`
+	}
+	cpuidLeaf struct {
+		Leaf      string          `json:"leaf"`
+		Subleaf   string          `json:"subleaf"`
+		Flags     int             `json:"flags"`
+		Registers []cpuidRegister `json:"modifiers"`
+	}
+	cpuidRegister struct {
+		Register string `json:"register"`
+		Bits     string `json:"bitmap"` // from the highest; x leaves one as it is
+	}
+	bootSource struct {
+		Kernel    string `json:"kernel_image_path"`
+		Initramfs string `json:"initrd_path"`
+		Arguments string `json:"boot_args"`
+	}
+	drive struct {
+		ID       string `json:"drive_id"`
+		Path     string `json:"path_on_host"`
+		ReadOnly bool   `json:"is_read_only"`
+		Root     bool   `json:"is_root_device"`
+		Cache    string `json:"cache_type"`
+	}
+	networkInterface struct {
+		ID  string `json:"iface_id"`
+		TAP string `json:"host_dev_name"`
+		MAC string `json:"guest_mac"`
+	}
+	vsock struct {
+		CID  int    `json:"guest_cid"`
+		Path string `json:"uds_path"`
+	}
+	entropy struct{}
+	balloon struct {
+		AmountMiB    int64 `json:"amount_mib"`
+		DeflateOnOOM bool  `json:"deflate_on_oom"`
+		StatsSeconds int   `json:"stats_polling_interval_s"`
+		Reporting    bool  `json:"free_page_reporting,omitempty"`
+	}
+	tokenBucket struct {
+		Size       int64 `json:"size"`
+		Burst      int64 `json:"one_time_burst"`
+		RefillTime int64 `json:"refill_time"` // milliseconds
+	}
+	serial struct {
+		Limit tokenBucket `json:"rate_limiter"`
+	}
+	action struct {
+		Type string `json:"action_type"`
+	}
+	vmState struct {
+		State string `json:"state"`
+	}
+)
+
+// guestCID is the guest's address on its vsock. Each machine has a vsock of its own, so all
+// may have the same.
+const guestCID = 3
+
+// configuration gives the calls that describe a machine, in their order; the start is not
+// among them. The spec has been checked.
+func configuration(spec hypervisor.MachineSpec, has features) []call {
+	calls := []call{
+		put("/machine-config", machineConfig{CPUs: spec.CPUs, MemoryMiB: spec.MemoryBytes >> 20}),
+		put("/cpu-config", noVirtualization()),
+		put("/boot-source", bootSource{Kernel: spec.Kernel, Initramfs: spec.Initramfs,
+			Arguments: strings.Join(append(kernelArguments(), spec.Cmdline...), " ")}),
+	}
+	for i, d := range spec.Disks {
+		// Flushes of the guest reach the host's disk; left alone, Firecracker drops them.
+		// The root is not told: the kernel's arguments are the caller's.
+		id := fmt.Sprintf("disk%d", i)
+		calls = append(calls, put("/drives/"+id, drive{ID: id, Path: d.Path, ReadOnly: d.ReadOnly, Cache: "Writeback"}))
+	}
+	for i, n := range spec.NICs {
+		id := fmt.Sprintf("net%d", i)
+		calls = append(calls, put("/network-interfaces/"+id, networkInterface{ID: id, TAP: n.TAPName, MAC: n.MAC}))
+	}
+	calls = append(calls,
+		put("/vsock", vsock{CID: guestCID, Path: vsockSocket}),
+		put("/entropy", entropy{}),
+		// Empty, it takes nothing from the guest; it is there for what the guest gives back.
+		put("/balloon", balloon{DeflateOnOOM: true, StatsSeconds: 1, Reporting: has.pageReporting}),
+	)
+	if has.serialLimit {
+		calls = append(calls, put("/serial", serial{tokenBucket{Size: serialBytes, Burst: serialBurst, RefillTime: 1000}}))
+	}
+	return calls
+}
+
+// noVirtualization hides from the guest that the CPU has any: VMX, bit 5 of ECX in leaf 1, and
+// SVM, bit 2 of ECX in leaf 0x80000001. The one that the CPU's maker does not have is zero anyway.
+func noVirtualization() cpuConfig {
+	hide := func(leaf string, bit int) cpuidLeaf {
+		bits := []byte("0b" + strings.Repeat("x", 32))
+		bits[len(bits)-1-bit] = '0'
+		return cpuidLeaf{Leaf: leaf, Subleaf: "0x0", Registers: []cpuidRegister{{"ecx", string(bits)}}}
+	}
+	return cpuConfig{[]cpuidLeaf{hide("0x1", 5), hide("0x80000001", 2)}}
+}
+
+// What of a console is let through, in bytes: a burst and then so much each second. A boot
+// with all messages writes 100 kB.
+const (
+	serialBurst = 4 << 20
+	serialBytes = 256 << 10
+)
+
+// kernelArguments are those that the machine itself needs. Its only way out is the reset line
+// of a keyboard controller, of which it has no more than that.
+func kernelArguments() []string {
+	return []string{
+		"console=ttyS0", "8250.nr_uarts=1", "quiet",
+		"panic=-1", "reboot=k",
+		// There is no such controller, no PCI bus, and no power switch.
+		"i8042.noaux", "i8042.nomux", "i8042.dumbkbd", "pci=off", proto.NoPowerSwitch,
+		"cryptomgr.notests", // self-tests of ciphers
+	}
+}

@@ -1,0 +1,407 @@
+package firecracker
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+	"banger/internal/host"
+	"banger/internal/hypervisor"
+)
+
+// A machine is told what its spec says, in an order that Firecracker takes.
+func TestLaunchTellsAll(t *testing.T) {
+	spec := goodSpec(t)
+	if _, err := launch(t, fake(t, script{}), spec); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(filepath.Join(spec.Dir, "requests"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := strings.ReplaceAll(spec.Kernel, `"`, `\"`)
+	want := `GET / 
+PUT /machine-config {"vcpu_count":2,"mem_size_mib":256}
+PUT /cpu-config {"cpuid_modifiers":[{"leaf":"0x1","subleaf":"0x0","flags":0,"modifiers":[{"register":"ecx","bitmap":"0bxxxxxxxxxxxxxxxxxxxxxxxxxx0xxxxx"}]},{"leaf":"0x80000001","subleaf":"0x0","flags":0,"modifiers":[{"register":"ecx","bitmap":"0bxxxxxxxxxxxxxxxxxxxxxxxxxxxxx0xx"}]}]}
+PUT /boot-source {"kernel_image_path":"FILE","initrd_path":"FILE","boot_args":"console=ttyS0 8250.nr_uarts=1 quiet panic=-1 reboot=k i8042.noaux i8042.nomux i8042.dumbkbd pci=off banger.poweroff=restart cryptomgr.notests banger.root=/dev/vda"}
+PUT /drives/disk0 {"drive_id":"disk0","path_on_host":"FILE","is_read_only":false,"is_root_device":false,"cache_type":"Writeback"}
+PUT /drives/disk1 {"drive_id":"disk1","path_on_host":"FILE","is_read_only":true,"is_root_device":false,"cache_type":"Writeback"}
+PUT /network-interfaces/net0 {"iface_id":"net0","host_dev_name":"bgr0123456789ab","guest_mac":"02:00:00:00:00:01"}
+PUT /vsock {"guest_cid":3,"uds_path":"vsock.sock"}
+PUT /entropy {}
+PUT /balloon {"amount_mib":0,"deflate_on_oom":true,"stats_polling_interval_s":1,"free_page_reporting":true}
+PUT /actions {"action_type":"InstanceStart"}
+`
+	if want = strings.ReplaceAll(want, "FILE", file); string(got) != want {
+		t.Errorf("it was told\n%s\nnot\n%s", got, want)
+	}
+}
+
+// Each version is asked for what it has and no more: Firecracker refuses fields it does not know.
+func TestFeaturesByVersion(t *testing.T) {
+	for v, want := range map[string]features{
+		"1.7.0": {pauseHolds: true}, "1.13.2": {pauseHolds: true},
+		"1.14.0": {pageReporting: true, pauseHolds: true}, "1.15.1": {pageReporting: true, pauseHolds: true},
+		"1.16.1": {pageReporting: true, serialLimit: true},
+		"1.17.0": {pageReporting: true, serialLimit: true, pauseHolds: true},
+		"1.18.0": {pageReporting: true, serialLimit: true, pauseHolds: true},
+	} {
+		parsed, err := parseVersion(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := featuresOf(parsed); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", v, got, err)
+		}
+		var told strings.Builder
+		for _, c := range configuration(goodSpec(t), want) {
+			fmt.Fprintf(&told, "%s %+v\n", c.path, c.body)
+		}
+		if got := strings.Contains(told.String(), "/serial"); got != want.serialLimit {
+			t.Errorf("%s: a limit of the console is asked for: %v", v, got)
+		}
+	}
+}
+
+func TestVersions(t *testing.T) {
+	for v, note := range map[string]string{"1.14.1": "", "1.17.0": "", "1.7.0": "command line only", "1.18.0": "newer than 1.17", "2.0.0": "newer"} {
+		h := fake(t, script{Version: v})
+		for range 2 { // the second is remembered
+			if got, err := h.Version(t.Context()); err != nil || got != v {
+				t.Errorf("%s: %q, %v", v, got, err)
+			}
+		}
+		if got := Untested(v); !strings.Contains(got, note) || note == "" && got != "" {
+			t.Errorf("%s: %q", v, got)
+		}
+	}
+	for _, v := range []string{"1.6.0", "0.25.0", "", "1", "x.y.z", "1.14.\x1b[31m", "-1.2.3"} {
+		got, err := fake(t, script{Version: "v" + v}).Version(t.Context())
+		if v == "1.14.\x1b[31m" { // a patch is not looked at
+			continue
+		}
+		if errs.KindOf(err) != errs.Unavailable {
+			t.Errorf("%q: %q, %v", v, got, err)
+		}
+	}
+	if _, err := named("/nonexistent/firecracker").Version(t.Context()); errs.KindOf(err) != errs.Unavailable {
+		t.Errorf("no Firecracker: %v", err)
+	}
+}
+
+// At each step of a launch Firecracker refuses, dies, or answers with nonsense: nothing is
+// left, and its words reach the user with nothing in them that steers a terminal.
+func TestLaunchFailsAtEachStep(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: short")
+	}
+	steps := []string{"GET /", "PUT /machine-config", "PUT /cpu-config", "PUT /boot-source", "PUT /drives/disk1", "PUT /network-interfaces/net0", "PUT /vsock", "PUT /entropy", "PUT /balloon", "PUT /actions"}
+	for _, step := range steps {
+		t.Run(strings.ReplaceAll(step, "/", "_"), func(t *testing.T) {
+			t.Parallel()
+			const fault = "The kernel file cannot be opened: \x1b[31mNo such file or directory (os error 2)"
+			body := fmt.Sprintf(`{"fault_message":%q}`, fault)
+			body = strings.ReplaceAll(body, `\x1b`, `\u001b`)
+			for name, s := range map[string]script{
+				"refused":     {Answers: map[string]answer{step: {Status: http.StatusBadRequest, Body: body}}},
+				"cut in half": {Answers: map[string]answer{step: {Status: http.StatusBadRequest, Body: body, Cut: true}}},
+				"died":        {DieAt: step},
+				"no words":    {Answers: map[string]answer{step: {Status: http.StatusInternalServerError, Body: "<html>"}}},
+			} {
+				spec := goodSpec(t)
+				m, err := launch(t, fake(t, s), spec)
+				if err == nil {
+					t.Errorf("%s: launched %+v", name, m)
+					continue
+				}
+				if strings.ContainsRune(err.Error(), 0x1b) {
+					t.Errorf("%s: the error steers a terminal: %q", name, err)
+				}
+				if name == "refused" && (errs.KindOf(err) != errs.Unavailable || !strings.Contains(err.Error(), "No such file") || errs.HintOf(err) == "") {
+					t.Errorf("%s: %v (%s)", name, err, errs.HintOf(err))
+				}
+				wantOnlyLogs(t, spec.Dir)
+				if left, err := host.ProcessesIn(filepath.Dir(spec.Dir)); err != nil || len(left) > 0 {
+					t.Errorf("%s: %v is left, %v", name, left, err)
+				}
+			}
+		})
+	}
+}
+
+func TestLaunchTellsLastWords(t *testing.T) {
+	for name, c := range map[string]struct {
+		script script
+		want   string
+	}{
+		"an error": {script{Exit: 1, Says: "2026-11-24T12:00:00.0 [banger-x:main:INFO] Running\n" +
+			"2026-11-24T12:00:00.0 [banger-x:main:ERROR] RunWithApiError error: Failed to open the API socket\n" +
+			"2026-11-24T12:00:00.0 [banger-x:main:ERROR] Firecracker exiting with error. exit_code=1\n"}, "RunWithApiError error: Failed to open the API socket"},
+		"a panic":        {script{Exit: 1, Says: "thread 'main' panicked\n"}, "thread 'main' panicked"},
+		"speechless":     {script{Exit: 3}, "exit status 3"},
+		"another's name": {script{ID: "banger-other\x1b[31m"}, `is answered by "banger-other [31m"`},
+		"too old":        {script{Version: "1.6.0"}, "Firecracker 1.6 is older than 1.7, the oldest that banger works with"},
+	} {
+		spec := goodSpec(t)
+		_, err := launch(t, fake(t, c.script), spec)
+		if err == nil || !strings.HasSuffix(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		wantOnlyLogs(t, spec.Dir)
+	}
+}
+
+// A Firecracker that never answers is ended when the launch is given up.
+func TestALaunchThatHangsIsEnded(t *testing.T) {
+	spec := goodSpec(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	h := fake(t, script{Silent: true, Says: "started\n"})
+	if err := os.MkdirAll(spec.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	go func() { _, err := h.Launch(ctx, spec); failed <- err }()
+	awaitText(t, filepath.Join(spec.Dir, logFile), "started")
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) || errs.KindOf(err) != errs.Unavailable {
+		t.Errorf("got %v", err)
+	}
+	wantOnlyLogs(t, spec.Dir)
+	if left, err := host.ProcessesIn(filepath.Dir(spec.Dir)); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+// The whole life of a machine, through a change of daemons.
+func TestLife(t *testing.T) {
+	h, spec := fake(t, script{}), goodSpec(t)
+	m, err := launch(t, h, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, m)
+	echo(t, m)
+	record := m.Record()
+	if record.Backend != hypervisor.Firecracker {
+		t.Errorf("its record says %q", record.Backend)
+	}
+	m.Close()
+	other := record
+	other.VMID = "another"
+	if m, err := h.Adopt(t.Context(), other); errs.KindOf(err) != errs.Conflict {
+		t.Errorf("a machine of another name was adopted: %v, %v", m, err)
+	}
+	m, err = h.Adopt(t.Context(), record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	echo(t, m)
+	for _, change := range []func(context.Context) error{m.Pause, m.Resume} {
+		if err := change(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	requests, err := os.ReadFile(filepath.Join(spec.Dir, "requests"))
+	if want := "PATCH /vm {\"state\":\"Paused\"}\nPATCH /vm {\"state\":\"Resumed\"}\n"; err != nil || !strings.HasSuffix(string(requests), want) {
+		t.Errorf("it was told %q", requests)
+	}
+	if err := m.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if e := m.Exit(); e.Clean || e.Reason != "killed on request" {
+		t.Errorf("exit %+v", e)
+	}
+	wantOnlyLogs(t, spec.Dir)
+	if _, err := h.Adopt(t.Context(), record); errs.KindOf(err) != errs.NotFound {
+		t.Errorf("a machine that is gone was adopted: %v", err)
+	}
+}
+
+// echo talks to the guest.
+func echo(t *testing.T, m hypervisor.Machine) {
+	t.Helper()
+	c, err := m.Channel(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "hello\n"); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := bufio.NewReader(c).ReadString('\n'); err != nil || said != "hello\n" {
+		t.Errorf("the guest says %q, %v", said, err)
+	}
+}
+
+// Firecracker 1.16 does not pass the host's bytes on after a pause, so it is not paused.
+func TestAVersionThatCanNotBePaused(t *testing.T) {
+	m, err := launch(t, fake(t, script{Version: "1.16.1"}), goodSpec(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Pause(t.Context()); errs.KindOf(err) != errs.Unavailable || errs.HintOf(err) == "" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What an earlier life has left stands in nobody's way.
+func TestStaleFilesAreReplaced(t *testing.T) {
+	spec := goodSpec(t)
+	if err := os.MkdirAll(spec.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{apiSocket, vsockSocket, knockSocket(), consoleOutPipe, logPipe} {
+		if err := os.WriteFile(filepath.Join(spec.Dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := launch(t, fake(t, script{}), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, m)
+}
+
+// A machine whose daemon died before it had stored its record is found by its socket, and is
+// gone when Remove returns; one that answers to another name is left alone.
+func TestRemoveWithoutARecord(t *testing.T) {
+	h, spec := fake(t, script{}), goodSpec(t)
+	m, err := launch(t, h, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	process := m.Record().Process
+	m.Close()
+	if err := h.Remove(t.Context(), spec.VMID, spec.Dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := process.Open(); errs.KindOf(err) != errs.NotFound {
+		t.Errorf("it is still there: %v, %v", left, err)
+	}
+	wantOnlyLogs(t, spec.Dir)
+	for range 2 { // finding nothing is success
+		if err := h.Remove(t.Context(), spec.VMID, spec.Dir, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	h, spec = fake(t, script{}), goodSpec(t)
+	if m, err = launch(t, h, spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Remove(t.Context(), "another", spec.Dir, nil); errs.KindOf(err) != errs.Conflict {
+		t.Errorf("a machine of another name was removed: %v", err)
+	}
+	echo(t, m)
+	if err := h.Remove(t.Context(), spec.VMID, spec.Dir, new(m.Record())); err != nil {
+		t.Error(err)
+	}
+	<-m.Done()
+}
+
+// How a machine went is told by its exit code, or to those who are not its parent by its log.
+func TestExplain(t *testing.T) {
+	const line = "2026-11-24T12:00:00.0 [banger-x:main:%s] %s\n"
+	for name, c := range map[string]struct {
+		log   string
+		want  string
+		clean bool
+	}{
+		"by the guest": {fmt.Sprintf(line, "INFO", "Firecracker exiting successfully. exit_code=0"), "by the guest", true},
+		"bad syscall":  {fmt.Sprintf(line, "ERROR", "Firecracker exiting with error. exit_code=148"), "a system call that its filter forbids", false},
+		"with words": {fmt.Sprintf(line, "ERROR", "Unable to read from \x1b[2Jdisk") + fmt.Sprintf(line, "ERROR", "Failed to read: MissingAddressRange") +
+			fmt.Sprintf(line, "ERROR", "Firecracker exiting with error. exit_code=1"), "Firecracker failed: Unable to read from  [2Jdisk", false},
+		"suddenly": {fmt.Sprintf(line, "INFO", "Running"), "Firecracker ended unexpectedly", false},
+		"no log":   {"", "Firecracker ended unexpectedly", false},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, logFile), []byte(c.log), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m := newMachine(hypervisor.Record{Dir: dir})
+		if e := m.explain(); e.Clean != c.clean || !strings.Contains(e.Reason, c.want) || e.At.IsZero() {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for name, change := range map[string]func(*hypervisor.MachineSpec){
+		"an id with a space":  func(s *hypervisor.MachineSpec) { s.VMID = "a b" },
+		"TCG":                 func(s *hypervisor.MachineSpec) { s.Accel = hypervisor.TCG },
+		"jailed":              func(s *hypervisor.MachineSpec) { s.Jailed = true },
+		"nested":              func(s *hypervisor.MachineSpec) { s.Nested = true },
+		"33 CPUs":             func(s *hypervisor.MachineSpec) { s.CPUs = 33 },
+		"no CPU":              func(s *hypervisor.MachineSpec) { s.CPUs = 0 },
+		"qcow2":               func(s *hypervisor.MachineSpec) { s.Disks[0].Format = "qcow2" },
+		"a missing disk":      func(s *hypervisor.MachineSpec) { s.Disks[0].Path = "/nonexistent" },
+		"a name that is none": func(s *hypervisor.MachineSpec) { s.Disks[0].Path = oddFile(t) },
+		"twelve disks":        func(s *hypervisor.MachineSpec) { s.Disks = make([]hypervisor.Disk, 12) },
+		"user networking":     func(s *hypervisor.MachineSpec) { s.NICs[0].Mode = hypervisor.NICUser },
+		"no TAP":              func(s *hypervisor.MachineSpec) { s.NICs[0].TAPName = "" },
+		"a broadcast MAC":     func(s *hypervisor.MachineSpec) { s.NICs[0].MAC = "ff:ff:ff:ff:ff:ff" },
+		"long arguments":      func(s *hypervisor.MachineSpec) { s.Cmdline = []string{strings.Repeat("x", 2000)} },
+		"two arguments":       func(s *hypervisor.MachineSpec) { s.Cmdline = []string{"a init=/bin/sh"} },
+	} {
+		spec := goodSpec(t)
+		change(&spec)
+		if err := check(spec); errs.KindOf(err) != errs.Invalid && errs.KindOf(err) != errs.Unavailable || err == nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := check(goodSpec(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+// oddFile is a file whose name is no text.
+func oddFile(t *testing.T) string {
+	path := filepath.Join(t.TempDir(), "\xff")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// awaitText waits until a file has a text in it.
+func awaitText(t *testing.T, path, text string) {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, filepath.Dir(path), unix.IN_CREATE|unix.IN_MODIFY); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 4096); ; {
+		if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), text) {
+			return
+		}
+		if _, err := unix.Read(fd, buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func FuzzParseVersion(f *testing.F) {
+	for _, seed := range []string{"1.14.1", "v1.7.0", "1.17.0-dev", "", "1.2", "99999.0.0", "1.-1.0"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		v, err := parseVersion(s)
+		if err == nil && (v.major < 0 || v.minor < 0 || !strings.Contains(s, ".")) {
+			t.Errorf("%q is taken for %v", s, v)
+		}
+	})
+}

@@ -1,0 +1,135 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errs"
+	"banger/internal/host"
+	"banger/internal/hypervisor"
+)
+
+// removeLimit bounds how long a machine without a record may take to make its socket.
+const removeLimit = 15 * time.Second
+
+// Remove ends the machine that was launched in dir for the VM, if there is one, and removes
+// its sockets and pipes; its logs stay. Without a record (a crash came between launch and
+// record) the machine is found by its API's socket, and ended only if it answers to the VM's
+// id. Finding nothing is success.
+func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervisor.Record) error {
+	var err error
+	if rec != nil {
+		err = rec.Process.Kill(ctx)
+	} else {
+		err = killBySocket(ctx, vmID, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("end the machine of VM %s: %w", vmID, err)
+	}
+	return removeFiles(dir)
+}
+
+// killBySocket asks the kernel who listens on the API's socket, and that process who it is.
+func killBySocket(ctx context.Context, vmID, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, removeLimit)
+	defer cancel()
+	running, err := machineIn(dir)
+	if err != nil || !running {
+		return err
+	}
+	if err := awaitAPI(ctx, dir); err != nil {
+		return err
+	}
+	process, err := listenerOf(ctx, dir)
+	if errors.Is(err, syscall.ECONNREFUSED) || errs.KindOf(err) == errs.NotFound {
+		return nil // it has died meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	api := newClient(func(ctx context.Context) (net.Conn, error) { return dial(ctx, dir, apiSocket) })
+	defer api.close()
+	i, err := api.instance(ctx)
+	if err != nil {
+		return err
+	}
+	if i.ID != machineName(vmID) {
+		return errs.New(errs.Conflict, "the machine in %s calls itself %q", dir, printable(i.ID))
+	}
+	return process.Kill(ctx)
+}
+
+// machineIn tells whether a machine's process works in dir.
+func machineIn(dir string) (bool, error) {
+	found, err := host.ProcessesIn(filepath.Dir(dir))
+	for _, o := range found {
+		if o.Path == filepath.Base(dir) {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// listenerOf returns the process that listens on the API's socket.
+func listenerOf(ctx context.Context, dir string) (host.Process, error) {
+	conn, err := dial(ctx, dir, apiSocket)
+	if err != nil {
+		return host.Process{}, err
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return host.Process{}, err
+	}
+	var peer *unix.Ucred
+	var asked error
+	if err := raw.Control(func(fd uintptr) { peer, asked = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return host.Process{}, err
+	}
+	if asked != nil {
+		return host.Process{}, asked
+	}
+	return host.Identify(int(peer.Pid))
+}
+
+// awaitAPI waits until Firecracker takes connections on the API's socket in dir.
+func awaitAPI(ctx context.Context, dir string) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", dir, err)
+	}
+	defer w.Close()
+	if err := w.Add(dir); err != nil {
+		return fmt.Errorf("watch %s: %w", dir, err)
+	}
+	// Watched before it is looked for, so that no arrival is missed. Its name comes a moment
+	// before it listens, and nothing tells of that.
+	const moment = time.Millisecond
+	for {
+		conn, err := dial(ctx, dir, apiSocket)
+		if err == nil {
+			return conn.Close()
+		}
+		var soon <-chan time.Time
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			soon = time.After(moment)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		select {
+		case <-w.Events:
+		case <-soon:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
