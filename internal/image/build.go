@@ -18,6 +18,7 @@ import (
 	"banger/internal/host"
 	"banger/internal/image/apt"
 	"banger/internal/image/ext4"
+	"banger/internal/image/oci"
 	"banger/internal/image/shelf"
 )
 
@@ -170,8 +171,12 @@ func (b *builder) filesystem(ctx context.Context) (path string, i Image, err err
 			return "", i, err
 		}
 	}
+	info, err := os.Stat(half)
+	if err != nil {
+		return "", i, err
+	}
 	base := i
-	base.Name, base.Dir, base.Path, base.VirtualBytes = b.name, filepath.Dir(half), half, b.m.Bytes
+	base.Name, base.Dir, base.Path, base.VirtualBytes = b.name, filepath.Dir(half), half, info.Size()
 	path = filepath.Join(b.dir, "rootfs")
 	if err := b.Workshop.Run(ctx, base, b.m.Commands, path, b.progress); err != nil {
 		return "", i, err
@@ -187,20 +192,21 @@ func (b *builder) halfHash() string {
 }
 
 // withFiles makes a filesystem of all but what commands do.
-func (b *builder) withFiles(ctx context.Context) (string, []Package, error) {
-	tree := filepath.Join(b.dir, "tree")
-	packages, err := b.unpack(ctx, tree)
+func (b *builder) withFiles(ctx context.Context) (path string, _ []Package, err error) {
+	path = filepath.Join(b.dir, "rootfs.ext4")
+	out, err := ext4.NewWriter(path, "image "+b.m.Hash(), b.m.Bytes)
 	if err != nil {
 		return "", nil, err
 	}
-	b.progress(phaseFilesystem, 0, 0)
-	path := filepath.Join(b.dir, "rootfs.ext4")
-	if err := ext4.MakeRoot(ctx, ext4.Root{
-		Dir: tree, Path: path, Bytes: b.m.Bytes, JournalBytes: b.m.JournalBytes, Seed: "image " + b.m.Hash(), Prefix: b.namespace,
-	}); err != nil {
-		return "", nil, err
+	defer func() { err = errors.Join(err, out.Close()) }()
+	a := b.archive(ctx)
+	src := oci.Source{Kind: oci.Tar, Layers: []oci.Layer{{Name: "packages", Open: func(context.Context) (io.ReadCloser, error) { return a, nil }}}}
+	err = src.Write(ctx, out, ext4.Size{Bytes: b.m.Bytes, JournalBytes: b.m.JournalBytes}, func(string, int64, int64) {})
+	packages, archiveErr := a.end()
+	if archiveErr != nil { // why there was no more to write
+		err = archiveErr
 	}
-	return path, packages, removeTree(ctx, tree)
+	return path, packages, err
 }
 
 // seal moves the filesystem at path, which nobody writes to any more, to its place in dir,
@@ -227,20 +233,24 @@ func seal(ctx context.Context, dir, path string, i Image, progress Progress) (_ 
 	return i, os.Rename(path, filepath.Join(dir, rootfsFile(i.SHA256)))
 }
 
-var errTarEnded = errors.New("tar has ended")
+var errUnread = errors.New("nobody reads the archive any more")
 
-// unpack makes the tree out of the installed packages, as the manifest wants it.
-func (b *builder) unpack(ctx context.Context, tree string) ([]Package, error) {
-	if err := os.Mkdir(tree, 0o755); err != nil {
-		return nil, err
-	}
+// archive is the tar of an image's files, made while it is read.
+type archive struct {
+	*io.PipeReader
+	done     chan struct{} // closed when the rest is there
+	packages []Package
+	err      error
+}
+
+// archive starts to make the installed packages into what the manifest wants.
+func (b *builder) archive(ctx context.Context) *archive {
 	m := b.m
 	if m.Variant != "extract" {
 		m.Entries = append([]Entry{guestSources(apt.WithChecks(b.sources, b.options))}, m.Entries...)
 	}
 	r, w := io.Pipe()
-	var packages []Package
-	rewritten := make(chan error, 1)
+	a := &archive{PipeReader: r, done: make(chan struct{})}
 	installed, installer := io.Pipe()
 	installing := make(chan error, 1)
 	go func() {
@@ -249,30 +259,32 @@ func (b *builder) unpack(ctx context.Context, tree string) ([]Package, error) {
 		installing <- err
 	}()
 	go func() {
-		var err error
-		packages, err = rewriteRootfs(installed, w, m, func(busybox []byte) ([]string, error) { return b.applets(ctx, busybox) })
-		if err == nil { // what follows the end of the archive
-			_, err = io.Copy(io.Discard, installed)
+		defer close(a.done)
+		a.packages, a.err = rewriteRootfs(installed, w, m, func(busybox []byte) ([]string, error) { return b.applets(ctx, busybox) })
+		if a.err == nil { // what follows the end of the archive
+			b.progress(phaseFilesystem, 0, 0)
+			_, a.err = io.Copy(io.Discard, installed)
 		}
-		installed.CloseWithError(err)
-		w.CloseWithError(err)
-		rewritten <- err
+		installed.CloseWithError(a.err)
+		w.CloseWithError(a.err)
+		if err := <-installing; err != nil && errors.Is(a.err, err) { // it failed first
+			a.err = err
+		}
 	}()
-	argv := append(b.namespace[:len(b.namespace):len(b.namespace)], "tar", "--extract", "--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*", "-C", tree)
-	err := host.Run(ctx, host.Command{Path: argv[0], Args: argv[1:], Env: apt.Env(), Stdin: r})
-	r.CloseWithError(errTarEnded) // and so do those before it, if tar failed
-	rewriteErr, installErr := <-rewritten, <-installing
-	switch { // who failed first has broken off the others
-	case rewriteErr == nil || errors.Is(rewriteErr, errTarEnded): // then it was tar
-	case errors.Is(rewriteErr, installErr):
-		err = installErr
-	default:
-		err = rewriteErr
+	return a
+}
+
+// Close tells the making that nobody reads any more.
+func (a *archive) Close() error { return a.CloseWithError(errUnread) }
+
+// end returns how the making went, and stops it if it still goes on.
+func (a *archive) end() ([]Package, error) {
+	a.Close()
+	<-a.done
+	if errors.Is(a.err, errUnread) { // because of who read it
+		return a.packages, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	return packages, nil
+	return a.packages, a.err
 }
 
 // guestSources is the image's own sources.list: the host's mirrors of Debian, without
@@ -333,7 +345,7 @@ func (b *builder) explain(ctx context.Context, err error) error {
 	switch text := err.Error(); {
 	case errors.Is(err, unix.ENOSPC) || strings.Contains(text, "No space left on device"):
 		kind, hint = errs.Unavailable, "make room in "+filepath.Dir(b.dir)
-	case strings.Contains(text, "Could not allocate block"), strings.Contains(text, "Could not allocate inode"):
+	case errors.Is(err, ext4.ErrFull):
 		kind, hint = errs.Invalid, "give the manifest a larger size than "+units.BytesSize(float64(b.m.Bytes))
 	case strings.Contains(text, "Unable to locate package"):
 		kind, hint = errs.Invalid, "correct the manifest's list of packages"

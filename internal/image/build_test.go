@@ -1,14 +1,20 @@
 package image
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
 	"banger/internal/host"
@@ -229,6 +235,12 @@ func TestBuildFails(t *testing.T) {
 		}
 		return dir
 	}
+	large := filepath.Join(t.TempDir(), "large") // than the least filesystem, of 128 MiB
+	noise := make([]byte, 1<<20)
+	rand.Read(noise) // never fails
+	if err := os.WriteFile(large, bytes.Repeat(noise, 140), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name, etc string
 		m         Manifest
@@ -237,7 +249,7 @@ func TestBuildFails(t *testing.T) {
 	}{
 		{"no such package", apt.Etc, testManifest(t, `"busybox-static", "no-such-package"`, ""), errs.Invalid, "Unable to locate package no-such-package"},
 		{"file not in the packages", apt.Etc, testManifest(t, `"busybox-static"`, `keep = ["/bin/zsh"]`), errs.Internal, "none of the packages has /bin/zsh"},
-		{"too small", apt.Etc, testManifest(t, `"busybox-static", "python3-minimal", "libpython3.11-stdlib"`, ""), errs.Invalid, "mkfs.ext4"},
+		{"too small", apt.Etc, testManifest(t, `"busybox-static"`, fmt.Sprintf("[[file]]\npath = \"/x\"\nsource = %q\n", large)), errs.Invalid, "do not fit"},
 		{"no mirror", t.TempDir(), testManifest(t, `"busybox-static"`, ""), errs.Unavailable, "no mirror"},
 		{"mirror does not answer", etc("deb http://127.0.0.1:1/debian bookworm main\n"), testManifest(t, `"busybox-static"`, ""), errs.Unavailable, "127.0.0.1"},
 	} {
@@ -250,17 +262,89 @@ func TestBuildFails(t *testing.T) {
 			nothingHalf(t, s, "")
 		})
 	}
-	t.Run("cancelled", func(t *testing.T) {
-		s := emptyStore(t)
+}
+
+// TestBuildIsCancelled gives up in each stage of a build: nothing is left of it but what
+// phases that were finished have made.
+func TestBuildIsCancelled(t *testing.T) {
+	needBuild(t)
+	s := emptyStore(t)
+	m := testManifest(t, `"busybox-static"`, "")
+	build := func(at string) error {
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := s.Build(ctx, "x", testManifest(t, `"busybox-static"`, ""), BuildOptions{Etc: apt.Etc}, func(stage string, done, total int64) {
-			if stage == "fetching package lists" {
+		defer cancel()
+		_, err := s.Build(ctx, "x", m, BuildOptions{Etc: apt.Etc}, func(stage string, _, _ int64) {
+			if stage == at {
 				cancel()
 			}
 		})
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("cancelled: %v", err)
+		return err
+	}
+	for _, stage := range []string{"fetching package lists", "downloading packages", "extracting packages", "packing", phaseFilesystem, "checksum"} {
+		if stage == "packing" { // what the stages before have made is not kept until then
+			if got, err := filepath.Glob(filepath.Join(s.dir, outputsDir, "*")); err != nil || got != nil {
+				t.Errorf("kept too early: %q, %v", got, err)
+			}
+		}
+		if err := build(stage); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled in stage %q: %v", stage, err)
 		}
 		nothingHalf(t, s, "")
-	})
+	}
+	if err := build("none"); err != nil {
+		t.Errorf("at last: %v", err)
+	}
+	nothingHalf(t, s, "x")
+}
+
+// TestBuildOnAFullDisk builds where there is ever more room, until it is enough: before, it
+// says what is lacking, and leaves nothing.
+func TestBuildOnAFullDisk(t *testing.T) {
+	needBuild(t)
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: only root can mount a small filesystem")
+	}
+	for mib := 4; ; mib = mib*3/2 + 8 {
+		if mib > 1<<10 {
+			t.Fatal("there is never enough room")
+		}
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm,mode=755", mib)); err != nil {
+			t.Skipf("SKIP: this host lets nobody mount a tmpfs: %v", err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+		s := NewStore(filepath.Join(dir, "images"), func() (string, error) { return "", errs.New(errs.Unavailable, "no bundle") })
+		_, err := s.Build(t.Context(), "x", testManifest(t, `"busybox-static"`, ""), BuildOptions{Etc: apt.Etc}, quiet)
+		if err == nil {
+			nothingHalf(t, s, "x")
+			return
+		}
+		if errs.KindOf(err) != errs.Unavailable || !strings.Contains(errs.HintOf(err), "make room") {
+			t.Errorf("with %d MiB: %v (%s)", mib, err, errs.HintOf(err))
+		}
+		nothingHalf(t, s, "")
+	}
+}
+
+// Two that ask for the same at the same time get the same.
+func TestBuildsOfOneImage(t *testing.T) {
+	needBuild(t)
+	s := emptyStore(t)
+	m := testManifest(t, `"busybox-static"`, "")
+	var digests [3]string
+	var wg sync.WaitGroup
+	for n := range digests {
+		wg.Go(func() {
+			i, err := s.Build(t.Context(), "x", m, BuildOptions{Etc: apt.Etc}, quiet)
+			if err != nil {
+				t.Error(err)
+			}
+			digests[n] = i.Digest
+		})
+	}
+	wg.Wait()
+	if digests[0] != digests[1] || digests[0] != digests[2] {
+		t.Errorf("they got %q", digests)
+	}
+	nothingHalf(t, s, "x")
 }

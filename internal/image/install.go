@@ -124,6 +124,9 @@ func (b *builder) mmdebstrap(ctx context.Context, bootstrap string, to io.Writer
 		list += s.Line() + "\n"
 	}
 	args = append(args, b.m.Release, "-", "-")
+	if free, err := host.FreeBytes(b.dir); err == nil && free < roomNeeded {
+		return unix.ENOSPC
+	}
 	watched, stop := whileRoom(ctx, b.dir)
 	defer stop()
 	err := host.Run(watched, host.Command{
@@ -136,15 +139,17 @@ func (b *builder) mmdebstrap(ctx context.Context, bootstrap string, to io.Writer
 }
 
 const (
-	// roomLeft is the free space, in bytes, below which a filesystem is full to programs that
-	// write in blocks; no download goes on there.
-	roomLeft = 256 << 10
+	// roomNeeded is the free space, in bytes, without which nothing is begun: what the package
+	// lists of a release take.
+	roomNeeded = 128 << 20
+	// roomLeft is the free space, in bytes, below which a filesystem is as good as full.
+	roomLeft = 8 << 20
 	// roomCheck is how often a filesystem is looked at. It has to be full twice.
 	roomCheck = time.Second
 )
 
-// whileRoom returns a ctx that ends with ENOSPC when the filesystem of dir is full: apt's
-// download method waits for ever when it can't write.
+// whileRoom returns a ctx that ends with ENOSPC when the filesystem of dir is full: apt
+// waits for ever for a download that could not be written.
 func whileRoom(ctx context.Context, dir string) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
