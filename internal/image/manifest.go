@@ -42,7 +42,7 @@ type Manifest struct {
 	Release      string // its code name
 	Variant      string // of mmdebstrap: which packages there are beside those listed
 	Packages     []string
-	Bytes        int64 // size of the filesystem
+	Bytes        int64 // size of the filesystem, which is rounded up to 128 MiB
 	JournalBytes int64
 	Init         string // path in the image, or "" for one without
 	// Keep, if not empty, lists the only files kept of the packages.
