@@ -45,7 +45,7 @@ var rules = map[string][]string{
 	"banger/internal/dns":         {"banger/internal/errs"},
 	"banger/internal/network":     {"banger/internal/errs", "banger/internal/host"},
 	"banger/internal/op":          {"banger/internal/errs"},
-	"banger/internal/server":      {"banger/api", "banger/internal/errs", "banger/internal/op", "banger/internal/vm", "banger/internal/guest/proto", "banger/internal/hypervisor", "banger/internal/jail", "banger/internal/network"},
+	"banger/internal/server":      {"banger/api", "banger/internal/errs", "banger/internal/op", "banger/internal/vm", "banger/internal/guest/proto", "banger/internal/hypervisor", "banger/internal/jail", "banger/internal/network", "banger/internal/template"},
 	"banger/internal/dns/publish": {"banger/internal/dns", "banger/internal/errs", "banger/internal/host"},
 	"banger/api":                  {"banger/internal/guest/proto", "banger/internal/guest/session", "banger/internal/unixsock"},
 }

@@ -7,11 +7,11 @@ import (
 
 // DiskUse is what one thing of banger's takes of the host's disk.
 type DiskUse struct {
-	Kind           string `json:"kind" enum:"vm,image,kernel"`
+	Kind           string `json:"kind" enum:"vm,image,kernel,template"`
 	Name           string `json:"name"`
 	Driver         string `json:"driver,omitempty" doc:"Of a VM's disk"`
 	ExclusiveBytes int64  `json:"exclusive_bytes" doc:"What its removal would give back"`
-	SharedBytes    int64  `json:"shared_bytes" doc:"What it shares: an image or kernel with those who use it, a VM with its image"`
+	SharedBytes    int64  `json:"shared_bytes" doc:"What it shares: an image, kernel or template with those who use it, a VM with its image"`
 	FreedBytes     *int64 `json:"freed_bytes,omitempty" doc:"What a running VM's guest has freed and the host still holds: a trim gives it back"`
 }
 
@@ -21,7 +21,7 @@ type Trimmed struct {
 	HostBytes  int64 `json:"host_bytes" doc:"What the host has back"`
 }
 
-// DiskUsage tells what VMs, images and kernels take of the host's disk.
+// DiskUsage tells what VMs, images, kernels and templates take of the host's disk.
 func (c *Client) DiskUsage(ctx context.Context) (uses []DiskUse, err error) {
 	return uses, c.call(ctx, "GET", "/v1/disk-usage", nil, &uses)
 }

@@ -114,6 +114,7 @@ type CreateVM struct {
 	Nested      bool     `json:"nested,omitempty" doc:"Give it a CPU that shows virtualization, so that it can run VMs itself"`
 	Unjailed    bool     `json:"unjailed,omitempty" doc:"Do not confine its VMM, which then has all rights of the daemon's"`
 	Env         []string `json:"env,omitempty" doc:"K=V, for every command run in the VM"`
+	Boot        string   `json:"boot,omitempty" doc:"cold: from the kernel's first instruction; warm: from a template, or not at all; empty: warm where there is a template"`
 	Start       bool     `json:"start" doc:"Start it too, and be done when the guest answers"`
 	Wait        string   `json:"wait,omitempty" doc:"boot: until the image's init has finished its start (default); agent: until the guest answers"`
 	AutoRemove  bool     `json:"auto_remove,omitempty"`
@@ -123,6 +124,7 @@ type CreateVM struct {
 
 // StartVM asks to start a stopped VM.
 type StartVM struct {
+	Boot string `json:"boot,omitempty" doc:"As in creation. Only a VM that has never run can start warm"`
 	Wait string `json:"wait,omitempty" doc:"As in creation"`
 }
 
@@ -371,7 +373,7 @@ type GuestStats struct {
 
 // Finding is a host object of banger's, or the lack of one.
 type Finding struct {
-	Kind    string `json:"kind" doc:"directory, process, socket, mount, loop, dm, hosts line, link, nft, sysctl; or disk or machine, where one is lacking"`
+	Kind    string `json:"kind" doc:"directory, process, socket, mount, loop, dm, hosts line, link, nft, sysctl, template; or disk or machine, where one is lacking"`
 	Name    string `json:"name" doc:"A path, a process id, a device"`
 	VM      string `json:"vm" doc:"Id of the VM that it belongs to, as far as can be told"`
 	Problem string `json:"problem" doc:"Empty: all is as it should be"`

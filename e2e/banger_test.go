@@ -76,7 +76,8 @@ func bangerIn(t *testing.T, state string) *banger {
 		t.Fatal(err)
 	}
 	b := &banger{t: t, bin: bin, state: state, env: append(os.Environ(), "BANGER_STATE_DIR="+state, "XDG_CONFIG_HOME="+t.TempDir(), "BANGER_SOCKET=",
-		"BANGER_HOSTS_FILE="+hosts)}
+		"BANGER_HOSTS_FILE="+hosts,
+		"BANGER_TEMPLATE_BUDGET=0")} // else machines come and go behind the test's back; see warm
 	t.Cleanup(b.close)
 	return b
 }

@@ -421,6 +421,22 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 		return api.PrunedImages{Images: []api.Image{{Title: "debian@sha256:aa\x1b", AllocatedBytes: 3 << 20}}}, nil
 	})
 	handle("DELETE /v1/images/{name}", func(r *http.Request) (any, *api.Error) { return nil, byName(r, "image") })
+	tmpl := api.Template{Name: "debian-0a1b2c3d", Image: "debian", Kernel: "debian", CPUs: 2, MemoryBytes: 512 << 20, DiskBytes: 4 << 30, DiskDriver: "qcow2",
+		Net: "user", Accel: "tcg", Bytes: 122 << 20, UsedAt: time.Now(), UsedBy: []string{"a"}}
+	handle("GET /v1/templates", func(*http.Request) (any, *api.Error) { return []api.Template{tmpl}, nil })
+	handle("POST /v1/templates", func(r *http.Request) (any, *api.Error) {
+		var req api.CreateVM
+		json.NewDecoder(r.Body).Decode(&req)
+		f.note("template %s %d", req.Image, *req.CPUs)
+		return f.begin("build template", &api.VM{}), nil
+	})
+	handle("DELETE /v1/templates/{name}", func(r *http.Request) (any, *api.Error) {
+		return nil, fail("conflict", "", "template %s is in use by a", r.PathValue("name"))
+	})
+	handle("POST /v1/templates/prune", func(r *http.Request) (any, *api.Error) {
+		f.note("prune to %s", r.FormValue("keep_bytes"))
+		return []api.Template{{Name: "tiny-00000000"}}, nil
+	})
 	handle("GET /v1/kernels", func(*http.Request) (any, *api.Error) { return []api.Kernel{kernel}, nil })
 	handle("DELETE /v1/kernels/{name}", func(r *http.Request) (any, *api.Error) { return nil, byName(r, "kernel") })
 	handle("POST /v1/kernels", func(r *http.Request) (any, *api.Error) {

@@ -56,6 +56,28 @@ func parseSize(text string) (int64, error) {
 	}
 }
 
+// bootFlag is a flag that, given, asks for one way to start.
+type bootFlag struct {
+	to   *string
+	boot string
+}
+
+func (b bootFlag) Set(text string) error {
+	given, err := strconv.ParseBool(text)
+	switch {
+	case err != nil || !given:
+		return err
+	case *b.to != "" && *b.to != b.boot:
+		return errors.New("--fresh and --warm exclude each other")
+	}
+	*b.to = b.boot
+	return nil
+}
+
+func (b bootFlag) String() string   { return "" }
+func (b bootFlag) Type() string     { return "bool" }
+func (b bootFlag) IsBoolFlag() bool { return true }
+
 // envFlag is the repeatable flag -e: K=V, or K to take it from banger's environment.
 type envFlag struct {
 	list   *[]string

@@ -35,7 +35,6 @@ The VM stays unless --rm is given.`,
 	f := cmd.Flags()
 	f.BoolVar(&o.remove, "rm", false, "remove the VM when the command ends; with -d, when the VM stops")
 	f.BoolVarP(&o.detach, "detach", "d", false, "leave the command to run on, its output in the VM's log, and print the VM's name")
-	f.Bool("fresh", false, "start cold; a warm start is never used")
 	f.StringVar(&req.Wait, "wait", "", waitUsage)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if o.detach && o.exec.TTY {

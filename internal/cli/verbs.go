@@ -74,6 +74,7 @@ func (a *app) startCommand() *cobra.Command {
 			return client.StartVM(ctx, ref, req, progress)
 		})
 	cmd.Aliases = []string{"restore"}
+	bootFlags(cmd, &req.Boot)
 	cmd.Flags().StringVar(&req.Wait, "wait", "", waitUsage)
 	return cmd
 }

@@ -26,7 +26,10 @@ type Config struct {
 	DNS        DNS
 	Bridge     string // name of the bridge, or empty
 	Subnet     string // of the bridge, or empty
-	Owner      *Owner // whom root's daemon serves beside root, or nil
+
+	TemplateBytes int64 // what templates may take of the disk; 0: VMs never start warm
+
+	Owner *Owner // whom root's daemon serves beside root, or nil
 	// Mirrors are hosts that have what a registry has, and are asked first; by that one's host.
 	Mirrors map[string][]string
 
@@ -189,6 +192,8 @@ func (c *Config) byDefault(key string, getenv func(string) string, euid int) ([]
 		return []string{socket(getenv, euid, c.StateDir)}, nil
 	case "image", "kernel":
 		return []string{"debian"}, nil
+	case "template_budget":
+		return []string{"10G"}, nil // room for some eighty templates of Debian
 	case "dns_publish":
 		return []string{"auto"}, nil
 	case "dns_listen":

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/docker/go-units"
 )
 
 // Key is one setting. In the file it has its name; the environment variable is BANGER_ and
@@ -64,6 +66,8 @@ var Keys = []Key{
 		Doc: "The name of the bridge that root's VMs are on."},
 	{Name: "subnet", Example: `"172.30.0.0/24"`, Daemon: true, set: text(func(c *Config) *string { return &c.Subnet }),
 		Doc: "The subnet of the bridge. Without one a free one is looked for."},
+	{Name: "template_budget", Example: `"10G"`, Daemon: true, set: setTemplateBudget,
+		Doc: "How much of the disk the templates may take that VMs start warm from. With \"0\" none are made or used."},
 	{Name: "dns_publish", Example: `"auto"`, Daemon: true, set: setPublish,
 		Doc: "How the names of VMs are made known to the host's programs: auto, resolved, hosts, exec or none."},
 	{Name: "dns_exec", Example: `["/usr/local/bin/publish-name"]`, list: true, Daemon: true, set: setExec,
@@ -112,6 +116,14 @@ func setMirrors(c *Config, v []string) error {
 			return fmt.Errorf("%q is no registry and its mirror", pair)
 		}
 		c.Mirrors[registry] = append(c.Mirrors[registry], mirror)
+	}
+	return nil
+}
+
+func setTemplateBudget(c *Config, v []string) (err error) {
+	c.TemplateBytes, err = units.RAMInBytes(v[0])
+	if err != nil || c.TemplateBytes < 0 {
+		return hinted{fmt.Errorf("%q is no size", v[0]), `write it as "10G" or "512M"; "0" does without templates`}
 	}
 	return nil
 }

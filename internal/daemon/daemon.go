@@ -27,6 +27,7 @@ import (
 	"banger/internal/op"
 	"banger/internal/server"
 	"banger/internal/store"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmdir"
 )
@@ -105,6 +106,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	d.vms = vm.NewManager(run, withFaults(vm.Config{
 		Dirs: dirs, Store: d.store, Disks: newDisks(), Hypervisor: d.vmm,
 		Network: d.network, Subnet: subnet,
+		Templates: &template.Shelf{Root: filepath.Join(state, "templates")}, TemplateBytes: opts.Config.TemplateBytes, TemplateWanted: d.makeTemplate,
 		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
 		Jails:        jail.Check() == nil,
 		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory, BootID: boot},
@@ -188,9 +190,23 @@ func (d *Daemon) note(format string, args ...any) {
 func (d *Daemon) autostart(id string) {
 	d.ops.Start("autostart", func(ctx context.Context, o *op.Operation) error {
 		o.About(id)
-		_, err := d.vms.Start(ctx, o, id, vm.WaitAgent)
+		_, err := d.vms.Start(ctx, o, id, vm.WaitAgent, "")
 		if err != nil {
 			d.opts.Log.Error("start a VM again after the host's restart", "vm", id, "err", err)
+		}
+		return err
+	})
+}
+
+// makeTemplate makes a template behind the back of the user, who was served without one. That
+// may go wrong: the next one who could have used it has it tried again.
+func (d *Daemon) makeTemplate(spec vm.Spec) {
+	d.ops.Start("template", func(ctx context.Context, o *op.Operation) error {
+		t, err := d.vms.MakeTemplate(ctx, o, vm.RequestOf(spec))
+		if err != nil && ctx.Err() == nil {
+			d.opts.Log.Warn("make a template", "image", spec.Image, "err", err)
+		} else if err == nil {
+			d.opts.Log.Info("a template is there", "template", t.Name)
 		}
 		return err
 	})

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"banger/api"
+	"banger/internal/disk"
 	"banger/internal/errs"
 	"banger/internal/image"
 	"banger/internal/image/apt"
@@ -85,6 +86,9 @@ func (l *library) TagImage(_ context.Context, reference, name string) error {
 
 func (l *library) RemoveImage(ctx context.Context, reference string) error {
 	return l.images.Remove(reference, func(i image.Image, remove func() error) error {
+		if err := l.vms.DropTemplates(ctx, func(base disk.Base, _ string) bool { return base.ReadsFrom(i.Dir) }); err != nil {
+			return err
+		}
 		return l.vms.Unused(ctx, "image "+i.Title(), uses(i), remove)
 	})
 }

@@ -36,11 +36,28 @@ func (l *library) DiskUses(ctx context.Context) ([]api.DiskUse, error) {
 		}
 		uses = append(uses, artefact("kernel", k.Name, bytes, k.UsedBy))
 	}
+	templates, templateUsers, err := l.vms.ListTemplates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range templates {
+		bytes, err := t.Allocated()
+		if err != nil {
+			return nil, err
+		}
+		allocated[t.Disk.Path], err = shelf.Allocated(t.Disk.Path)
+		if err != nil {
+			return nil, err
+		}
+		uses = append(uses, artefact("template", t.Name, bytes, templateUsers[t.Name]))
+	}
 	for _, v := range vms {
 		u := l.vms.DiskUsage(v)
 		use := api.DiskUse{Kind: "vm", Name: v.Name, Driver: v.Disk.Driver, ExclusiveBytes: u.AllocatedBytes}
 		if u.ChangedBytes >= 0 { // who knows what has changed shares the rest
-			use.SharedBytes = allocated[v.Base.Path]
+			for b := &v.Base; b != nil; b = b.On {
+				use.SharedBytes += allocated[b.Path]
+			}
 		}
 		if freed := l.vms.Freed(ctx, v); freed >= 0 {
 			use.FreedBytes = &freed

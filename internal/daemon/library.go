@@ -9,6 +9,7 @@ import (
 
 	"banger/api"
 	"banger/internal/config"
+	"banger/internal/disk"
 	"banger/internal/errs"
 	"banger/internal/guest/embedded"
 	"banger/internal/image"
@@ -128,6 +129,9 @@ func (l *library) ImportKernel(ctx context.Context, o *op.Operation, req api.Imp
 func (l *library) RemoveKernel(ctx context.Context, name string) error {
 	k, err := l.Kernel(name)
 	if err != nil {
+		return err
+	}
+	if err := l.vms.DropTemplates(ctx, func(_ disk.Base, kernel string) bool { return kernel == name }); err != nil {
 		return err
 	}
 	return l.vms.Unused(ctx, "kernel "+name, func(v vm.VM) bool { return v.Spec.Kernel == name },

@@ -61,6 +61,9 @@ func (l *library) BuildRuntime(ctx context.Context, o *op.Operation, req api.Bui
 		if !req.Force {
 			return build()
 		}
+		if err := l.vms.DropTemplates(ctx, func(disk.Base, string) bool { return true }); err != nil {
+			return err
+		}
 		return l.vms.Unused(ctx, "the runtime bundle", func(vm.VM) bool { return true }, build)
 	})
 }

@@ -74,6 +74,10 @@ type Driver interface {
 	// errs.Unavailable: there is no room, or the base is not what it was.
 	Clone(ctx context.Context, base Base, spec Spec) (Volume, error)
 
+	// Copy makes a volume in home that is what v is now and lies on what v lies on: of v's
+	// changes, not of its base. Nobody writes to v meanwhile. On error nothing is left.
+	Copy(ctx context.Context, v Volume, home Home) (Volume, error)
+
 	// Attach makes what the VMM opens: afresh whatever the last life of the VM, or of
 	// the host, has left. errs.Busy if the volume is open; errs.Internal if it is damaged.
 	Attach(ctx context.Context, home Home, v Volume) (Attached, error)

@@ -43,6 +43,11 @@ func (r RawFile) Clone(ctx context.Context, base Base, spec Spec) (Volume, error
 	return Volume{Driver: r.Driver, Path: path, VirtualBytes: size}, nil
 }
 
+// Copy copies the file.
+func (r RawFile) Copy(ctx context.Context, v Volume, home Home) (Volume, error) {
+	return v.CopyTo(ctx, home.Dir, rawName)
+}
+
 // Attach checks the file; there is nothing else to it.
 func (r RawFile) Attach(_ context.Context, _ Home, v Volume) (Attached, error) {
 	f, err := v.OpenFile(v.VirtualBytes)

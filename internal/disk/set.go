@@ -35,6 +35,15 @@ func (s Set) Clone(ctx context.Context, driver string, base Base, spec Spec) (Vo
 	return d.Clone(ctx, base, spec)
 }
 
+// Copy copies a volume's changes; see [Driver].
+func (s Set) Copy(ctx context.Context, v Volume, home Home) (Volume, error) {
+	d, err := s.get(v.Driver)
+	if err != nil {
+		return Volume{}, err
+	}
+	return d.Copy(ctx, v, home)
+}
+
 // Attach attaches a volume; see [Driver].
 func (s Set) Attach(ctx context.Context, home Home, v Volume) (Attached, error) {
 	d, err := s.get(v.Driver)

@@ -13,6 +13,7 @@ import (
 	"banger/internal/disk"
 	"banger/internal/hypervisor"
 	bridge "banger/internal/network"
+	"banger/internal/template"
 	"banger/internal/vm"
 )
 
@@ -23,7 +24,7 @@ type Door func(label string) error
 // Behind returns c with the door around all that has an effect.
 func Behind(c vm.Config, door Door) vm.Config {
 	c.Store, c.Disks, c.Dirs, c.Hypervisor = store{c.Store, door}, disks{c.Disks, door}, dirs{c.Dirs, door}, vmm{c.Hypervisor, door}
-	c.Network = network{c.Network, door}
+	c.Network, c.Templates = network{c.Network, door}, templates{c.Templates, door}
 	c.Connect, c.Reconnect = door.connect(c.Connect), door.connect(c.Reconnect)
 	return c
 }
@@ -92,6 +93,10 @@ func (d disks) Clone(ctx context.Context, driver string, base disk.Base, spec di
 	return step(d.door, "disk clone", func() (disk.Volume, error) { return d.Disks.Clone(ctx, driver, base, spec) })
 }
 
+func (d disks) Copy(ctx context.Context, v disk.Volume, home disk.Home) (disk.Volume, error) {
+	return step(d.door, "disk copy", func() (disk.Volume, error) { return d.Disks.Copy(ctx, v, home) })
+}
+
 func (d disks) Attach(ctx context.Context, home disk.Home, v disk.Volume) (disk.Attached, error) {
 	return step(d.door, "disk attach", func() (disk.Attached, error) { return d.Disks.Attach(ctx, home, v) })
 }
@@ -145,6 +150,31 @@ func (n network) Forward(ctx context.Context, id string, want []bridge.Forward) 
 
 func (n network) Restore(ctx context.Context, ports []bridge.Port) error {
 	return n.door.act("network restore", func() error { return n.Network.Restore(ctx, ports) })
+}
+
+type templates struct {
+	vm.Templates
+	door Door
+}
+
+func (t templates) Begin(name string) (*template.Stage, error) {
+	st, err := step(t.door, "template begin", func() (*template.Stage, error) { return t.Templates.Begin(name) })
+	if err != nil && st != nil {
+		return nil, errors.Join(err, st.Discard())
+	}
+	return st, err
+}
+
+func (t templates) Commit(ctx context.Context, st *template.Stage, made template.Template) (template.Template, error) {
+	return step(t.door, "template commit", func() (template.Template, error) { return t.Templates.Commit(ctx, st, made) })
+}
+
+func (t templates) Retire(old template.Template) error {
+	return t.door.act("template retire", func() error { return t.Templates.Retire(old) })
+}
+
+func (t templates) Remove(name string) error {
+	return t.door.act("template remove", func() error { return t.Templates.Remove(name) })
 }
 
 type vmm struct {

@@ -27,10 +27,13 @@ type fakeSystem struct {
 	frozen   bool
 	shutdown chan string
 	reloaded chan string
+	journal  chan string
+	bootID   string
+	synced   int
 }
 
 func newFakeSystem() *fakeSystem {
-	return &fakeSystem{now: time.Unix(1_000_000, 0), shutdown: make(chan string, 1), reloaded: make(chan string, 1)}
+	return &fakeSystem{now: time.Unix(1_000_000, 0), shutdown: make(chan string, 1), reloaded: make(chan string, 1), journal: make(chan string, 1)}
 }
 
 func (f *fakeSystem) lock() func() { f.mu.Lock(); return f.mu.Unlock }
@@ -42,6 +45,9 @@ func (f *fakeSystem) AddEntropy(b []byte) error     { defer f.lock()(); f.entrop
 func (f *fakeSystem) Freeze(string) error           { defer f.lock()(); f.frozen = true; return nil }
 func (f *fakeSystem) Thaw(string) error             { defer f.lock()(); f.frozen = false; return nil }
 func (f *fakeSystem) ReloadNetwork(init string)     { f.reloaded <- init }
+func (f *fakeSystem) ReloadJournal(init string)     { f.journal <- init }
+func (f *fakeSystem) SetBootID(id string) error     { defer f.lock()(); f.bootID = id; return nil }
+func (f *fakeSystem) Sync()                         { defer f.lock()(); f.synced++ }
 func (f *fakeSystem) Exposed(start func() error) error {
 	return start()
 }

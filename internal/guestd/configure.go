@@ -53,9 +53,15 @@ func (a *Agent) configure(c proto.Configure) error {
 	a.mu.Lock()
 	was := a.id
 	a.mu.Unlock()
+	if c.Clone != nil {
+		a.shed(*c.Clone)
+	}
 	net := fmt.Sprint(c.Links, c.Nameservers, c.Search)
 	if was.configured && was.net != net {
 		go a.System.ReloadNetwork(a.Init) // which may take seconds, and changes nothing of what is set already
+	}
+	if c.Clone != nil {
+		a.runHooks(c)
 	}
 	a.mu.Lock()
 	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env, net: net}
@@ -87,7 +93,7 @@ func (a *Agent) configureKernel(c proto.Configure) error {
 		}
 	}
 	if c.UnixNanos != 0 {
-		if err := a.setClock(time.Unix(0, c.UnixNanos)); err != nil {
+		if err := a.setClock(time.Unix(0, c.UnixNanos), c.Clone != nil); err != nil {
 			return fmt.Errorf("set the guest's clock: %w", err)
 		}
 	}
@@ -105,13 +111,14 @@ func (a *Agent) setLinks(links []proto.Link) error {
 	return a.System.SetLinks(ctx, links)
 }
 
-// setClock never turns a clock back that programs have seen.
-func (a *Agent) setClock(t time.Time) error {
+// setClock never turns a clock back that programs have seen. A clone's has stood still since
+// the machine that it goes on from was saved.
+func (a *Agent) setClock(t time.Time, clone bool) error {
 	a.mu.Lock()
 	first := !a.id.configured
 	a.mu.Unlock()
 	ahead := t.Sub(a.System.Now())
-	if ahead > clockSlack || (first && ahead < -clockSlack) {
+	if clone && ahead > 0 || ahead > clockSlack || (first && ahead < -clockSlack) {
 		return a.System.SetTime(t)
 	}
 	return nil

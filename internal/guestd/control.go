@@ -38,10 +38,19 @@ func (a *Agent) call(h proto.Header) (any, error) {
 			return nil, err
 		}
 		return nil, a.System.SetTime(time.Unix(0, t.UnixNanos))
+	case proto.MethodClock:
+		var c proto.Clock
+		if err := decode(h, &c); err != nil {
+			return nil, err
+		}
+		return a.adjustClock(c)
 	case proto.MethodFreeze:
 		return nil, a.System.Freeze(a.Root)
 	case proto.MethodThaw:
 		return nil, a.System.Thaw(a.Root)
+	case proto.MethodQuiesce:
+		a.System.Sync()
+		return nil, nil
 	case proto.MethodShutdown:
 		var sd proto.Shutdown
 		if err := decode(h, &sd); err != nil {

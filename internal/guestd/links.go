@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -75,9 +76,12 @@ func findLinks(links []proto.Link) (found []netlink.Link, missing string, err er
 	}
 	for _, want := range links {
 		var match netlink.Link
-		for _, l := range all {
-			if strings.EqualFold(l.Attrs().HardwareAddr.String(), want.MAC) {
-				match = l
+		for _, mac := range []string{want.MAC, want.OldMAC} {
+			i := slices.IndexFunc(all, func(l netlink.Link) bool {
+				return mac != "" && strings.EqualFold(l.Attrs().HardwareAddr.String(), mac)
+			})
+			if i >= 0 {
+				match = all[i]
 				break
 			}
 		}
@@ -90,6 +94,9 @@ func findLinks(links []proto.Link) (found []netlink.Link, missing string, err er
 }
 
 func setLink(link netlink.Link, want proto.Link) error {
+	if err := setMAC(link, want.MAC); err != nil {
+		return fmt.Errorf("set its address: %w", err)
+	}
 	if want.MTU > 0 && link.Attrs().MTU != want.MTU {
 		if err := netlink.LinkSetMTU(link, want.MTU); err != nil {
 			return fmt.Errorf("set MTU %d: %w", want.MTU, err)
@@ -146,6 +153,22 @@ func isDefault(dst *net.IPNet) bool {
 	}
 	ones, _ := dst.Mask.Size()
 	return ones == 0
+}
+
+// setMAC gives a clone's interface the address that its host knows it by. Down in between, it
+// loses what was derived from the old one: routes, neighbours and its IPv6 link address.
+func setMAC(link netlink.Link, mac string) error {
+	if strings.EqualFold(link.Attrs().HardwareAddr.String(), mac) {
+		return nil
+	}
+	addr, err := net.ParseMAC(mac)
+	if err != nil {
+		return errs.New(errs.Invalid, "%q is no hardware address", mac)
+	}
+	if err := netlink.LinkSetDown(link); err != nil {
+		return err
+	}
+	return netlink.LinkSetHardwareAddr(link, addr)
 }
 
 func defaultRoute(gw net.IP) *net.IPNet {

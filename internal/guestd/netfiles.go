@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/exec"
 	"strings"
 
@@ -97,6 +98,10 @@ func (l *Linux) ReloadNetwork(init string) {
 		return
 	}
 	for _, unit := range []string{"systemd-networkd.service", "systemd-resolved.service"} {
+		// systemd leaves this link for as long as a unit runs. To ask it by a program takes longer.
+		if _, err := os.Lstat("/run/systemd/units/invocation:" + unit); err != nil {
+			continue
+		}
 		path, err := lookPath("systemctl", rootPath, "/")
 		if err != nil {
 			return

@@ -16,6 +16,13 @@ type System interface {
 	AddEntropy(random []byte) error
 	SetLinks(ctx context.Context, links []proto.Link) error
 
+	// SetBootID has the kernel tell this boot id from now on.
+	SetBootID(id string) error
+	// ReloadJournal has the journal of that init, if it has one, begin anew under the machine's
+	// and the boot's ids of now.
+	ReloadJournal(init string)
+
+	Sync()
 	Freeze(root string) error
 	Thaw(root string) error
 	// GrowRoot makes the filesystem at root fill its device.

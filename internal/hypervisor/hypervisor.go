@@ -136,8 +136,9 @@ type Machine interface {
 	Resume(ctx context.Context) error
 
 	// Save writes what the machine is at one moment to two empty files, which become a
-	// [Saved]. One that runs does so meanwhile but for the last milliseconds. Afterwards it
-	// is paused, and its disks are as they were at that moment; on error it is as before.
+	// [Saved]. Where the accelerator allows it a machine that runs does so meanwhile, but for
+	// the last milliseconds. Afterwards it is paused, and its disks are as they were at that
+	// moment; on error it is as before.
 	Save(ctx context.Context, memory, state *os.File) error
 
 	// Halts tells, each time, why the machine has stopped its CPUs by itself: a disk of

@@ -84,6 +84,7 @@ func (s *Server) Handler(version string) http.Handler {
 	s.daemonRoutes(a)
 	s.systemRoutes(a)
 	s.diskRoutes(a)
+	s.templateRoutes(a)
 	s.networkRoutes(a)
 	return versioned(version, mux)
 }

@@ -57,7 +57,7 @@ func (s *Server) vmRoutes(a huma.API) {
 			Body api.StartVM
 		}) (*accepted, error) {
 			return s.startOn(ctx, "start", in.Ref, func(ctx context.Context, o *op.Operation, id string) error {
-				_, err := s.VMs.Start(ctx, o, id, vm.Wait(in.Body.Wait))
+				_, err := s.VMs.Start(ctx, o, id, vm.Wait(in.Body.Wait), vm.Boot(in.Body.Boot))
 				return err
 			})
 		})
@@ -144,7 +144,7 @@ func request(c api.CreateVM) vm.Request {
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
 		DiskDriver: c.DiskDriver,
 		Net:        c.Net, Isolated: c.Isolated, HostAccess: c.HostAccess, Forwards: c.Forwards,
-		Backend: c.Backend, Accel: c.Accel, Nested: c.Nested, Unjailed: c.Unjailed, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Wait: vm.Wait(c.Wait),
+		Backend: c.Backend, Accel: c.Accel, Nested: c.Nested, Unjailed: c.Unjailed, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Boot: vm.Boot(c.Boot), Wait: vm.Wait(c.Wait),
 	}
 }
 
@@ -159,7 +159,7 @@ func (s *Server) show(v vm.VM) api.VM {
 		Error: v.Reason, Directory: s.VMs.Directory(v),
 	}
 	if v.StartTook > 0 {
-		out.Start = &api.Start{Kind: "cold", MS: v.StartTook.Milliseconds()}
+		out.Start = &api.Start{Kind: cmp.Or(string(v.StartKind), string(vm.Cold)), MS: v.StartTook.Milliseconds()}
 	}
 	if v.Machine != nil && v.State.HasMachine() {
 		out.PID, out.Accel = v.Machine.Process.PID, string(v.Machine.Accel)

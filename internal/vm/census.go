@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 
@@ -22,6 +23,9 @@ type Finding struct {
 
 	object host.Object
 }
+
+// kindStage is a template in the making, when nobody is making it.
+const kindStage = "template"
 
 // The problems that there are.
 const (
@@ -80,6 +84,13 @@ func (m *Manager) look(ctx context.Context) ([]Finding, error) {
 	for _, o := range objects {
 		id, _, _ := strings.Cut(o.Path, "/")
 		found = append(found, Finding{Kind: o.Kind, Name: o.Name, VM: id, object: o})
+	}
+	stages, err := m.strayStages()
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range stages {
+		found = append(found, Finding{Kind: kindStage, Name: dir})
 	}
 	vms, err := m.Store.List(ctx)
 	if err != nil {
@@ -193,6 +204,16 @@ func (m *Manager) Sweep(ctx context.Context, o *op.Operation) ([]Finding, error)
 			gone = append(gone, net...)
 		}
 		err = errors.Join(err, tidyErr)
+	}
+	for _, f := range found {
+		if f.Kind != kindStage || f.Problem == "" {
+			continue
+		}
+		stageErr := os.RemoveAll(f.Name)
+		if stageErr == nil {
+			gone = append(gone, f)
+		}
+		err = errors.Join(err, stageErr)
 	}
 	slices.SortFunc(gone, func(a, b Finding) int { return strings.Compare(a.Name, b.Name) })
 	return gone, err

@@ -40,7 +40,9 @@ type Request struct {
 	Autostart   bool
 	Lease       string
 	Start       bool
+	Boot        Boot
 	Wait        Wait
+	throwaway   bool
 }
 
 const (
@@ -117,13 +119,14 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 		return fail(err)
 	}
 	if req.Start {
-		v, err = m.boot(ctx, o, v, begin, req.Wait)
+		v, err = m.bootOrFallBack(ctx, o, v, begin, req.Wait, req.Boot)
 	}
 	if err == nil { // last, for by now the kernel has mostly written it back
 		err = v.Disk.Sync()
 	}
 	if err == nil {
 		u.Disarm()
+		m.wantTemplate(v, req)
 		return v, nil
 	}
 	if keepForReading(err) && spec.Lease == "" && !spec.AutoRemove && ctx.Err() == nil {
@@ -157,8 +160,11 @@ func (m *Manager) register(ctx context.Context, o *op.Operation, req Request, v 
 		// Before the VM's own, which win.
 		v.Spec.Env = slices.Concat(slices.DeleteFunc(slices.Clone(img.Config.Env), func(kv string) bool { return checkEnv(kv) != nil }), v.Spec.Env)
 	}
-	v.Base = disk.Base{Path: img.Path, Bytes: img.VirtualBytes, SHA256: img.SHA256}
+	v.Base = baseOf(img)
 	if _, err := disk.VirtualBytes(v.Base, disk.Spec{Bytes: v.Spec.DiskBytes}); err != nil {
+		return v, err
+	}
+	if v, err = m.layOnTemplate(ctx, req, v, img, k); err != nil {
 		return v, err
 	}
 	u.Push("VM "+v.ID, func(ctx context.Context) error { return m.remove(ctx, v.ID, "its creation failed") })
@@ -203,7 +209,7 @@ func (m *Manager) image(req Request, s Spec) (image.Image, error) {
 // fill checks a request and fills in the defaults.
 func (m *Manager) fill(req Request) (Spec, error) {
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
-		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Unjailed: req.Unjailed, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease}
+		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Unjailed: req.Unjailed, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease, Throwaway: req.throwaway}
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
 			return s, err
@@ -259,7 +265,7 @@ func (m *Manager) fill(req Request) (Spec, error) {
 	default:
 		return s, errs.New(errs.Invalid, "there is no acceleration %q", s.Accel).Try("use auto, kvm or tcg")
 	}
-	if err := req.Wait.check(); err != nil {
+	if err := errors.Join(req.Wait.check(), req.Boot.check()); err != nil {
 		return s, err
 	}
 	for _, kv := range s.Env {

@@ -26,6 +26,7 @@ type Disks interface {
 	// Choose finds the driver for what a backend can read.
 	Choose(ctx context.Context, backend hypervisor.Backend, want string, base disk.Base, dir string) (disk.Choice, error)
 	Clone(ctx context.Context, driver string, base disk.Base, spec disk.Spec) (disk.Volume, error)
+	Copy(ctx context.Context, v disk.Volume, home disk.Home) (disk.Volume, error)
 	Attach(ctx context.Context, home disk.Home, v disk.Volume) (disk.Attached, error)
 	Detach(ctx context.Context, home disk.Home) error
 	Check(home disk.Home) error

@@ -32,7 +32,7 @@ func kinds(t *testing.T, m *vm.Manager, id string) string {
 func start(t *testing.T, m *vm.Manager, id string) error {
 	t.Helper()
 	_, err := operation(t, func(ctx context.Context, o *op.Operation) error {
-		_, err := m.Start(ctx, o, id, "")
+		_, err := m.Start(ctx, o, id, "", "")
 		return err
 	})
 	return err

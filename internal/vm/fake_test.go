@@ -27,6 +27,7 @@ import (
 	"banger/internal/network"
 	"banger/internal/op"
 	"banger/internal/store"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmdir"
 )
@@ -56,6 +57,8 @@ type world struct {
 	level    slog.Level
 	net      *fakeNet
 	vmm      string // which program machines are run by
+	budget   int64  // of templates
+	wanted   []vm.Spec
 }
 
 func newWorld(t testing.TB) *world {
@@ -114,7 +117,9 @@ func (w *world) open() (*vm.Manager, func(), error) {
 	m := vm.NewManager(ctx, faults.Behind(vm.Config{
 		Dirs: vmdir.Dirs{Root: w.vms()}, Store: s, Disks: failingDisks{disk.Set{Drivers: []disk.Driver{qcow2.Driver{}, diskcopy.New()}, Order: []string{"qcow2", "copy"}}, w}, Hypervisor: w, Images: w, Kernels: w, Network: w.net,
 		Connect: w.connect, Reconnect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30, BootID: w.bootID}, DefaultImage: "tiny", DefaultKernel: "debian",
-		Objects: w.objects, Autostart: func(id string) { w.set(func() { w.again = append(w.again, id) }) },
+		Templates: &template.Shelf{Root: w.templates()}, TemplateBytes: w.budget,
+		TemplateWanted: func(s vm.Spec) { w.set(func() { w.wanted = append(w.wanted, s) }) },
+		Objects:        w.objects, Autostart: func(id string) { w.set(func() { w.again = append(w.again, id) }) },
 		Log: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: w.level})),
 	}, w.gate.pass))
 	if s.Fresh() {
@@ -137,6 +142,8 @@ func (w *world) open() (*vm.Manager, func(), error) {
 }
 
 func (w *world) database() string { return filepath.Join(w.dir, "banger.db") }
+
+func (w *world) templates() string { return filepath.Join(w.dir, "templates") }
 
 func (w *world) vms() string { return filepath.Join(w.dir, "vms") }
 
@@ -235,6 +242,11 @@ func (w *world) Choose(_ context.Context, spec vm.Spec, _ string) (hypervisor.Ba
 func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervisor.Machine, error) {
 	if err := w.failing("launch"); err != nil {
 		return nil, err
+	}
+	if spec.From != nil {
+		if err := w.failing("load"); err != nil {
+			return nil, err
+		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -119,6 +119,8 @@ func (g *fakeGuest) Call(ctx context.Context, method string, params, result any)
 			return err
 		}
 		return json.Unmarshal(raw, result)
+	case proto.MethodClock:
+		*result.(*proto.Clock) = proto.Clock{UnixNanos: time.Now().UnixNano()}
 	case proto.MethodFreeze:
 		w.set(func() { w.froze++ })
 	case proto.MethodStats:

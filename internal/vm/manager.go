@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,9 +33,12 @@ type Config struct {
 	Images         Images
 	Kernels        Kernels
 	Network        Network
-	Subnet         netip.Prefix // of the bridge where no VM has an address yet; zero: any that is free
-	Connect        Connect      // to a machine that is just starting
-	Reconnect      Connect      // to one whose guest has answered before
+	Templates      Templates
+	TemplateBytes  int64           // what templates may take of the disk; 0: none are made or used
+	TemplateWanted func(spec Spec) // called when one would have been used, had there been one
+	Subnet         netip.Prefix    // of the bridge where no VM has an address yet; zero: any that is free
+	Connect        Connect         // to a machine that is just starting
+	Reconnect      Connect         // to one whose guest has answered before
 	Host           Host
 	Jails          bool                          // machines are confined, but for those that are not to be
 	Objects        func() ([]host.Object, error) // what exists on the host in the VMs' directories
@@ -58,6 +62,8 @@ type Manager struct {
 	artefacts sync.RWMutex
 
 	addresses sync.Mutex // held while a VM takes an address on the bridge
+
+	making templatesMaking
 
 	mu       sync.Mutex
 	running  map[string]*running // by VM id
@@ -113,8 +119,19 @@ func (m *Manager) Confinement(v VM) (jail.State, error) {
 	return jail.Look(v.Machine.Process)
 }
 
-// List returns all VMs by name.
-func (m *Manager) List(ctx context.Context) ([]VM, error) { return m.Store.List(ctx) }
+// List returns all VMs by name, but for one of which a template is being made. One that could
+// not be removed after that is for the user to see.
+func (m *Manager) List(ctx context.Context) ([]VM, error) {
+	all, err := m.Store.List(ctx)
+	m.making.mu.Lock()
+	now := m.making.current
+	m.making.mu.Unlock()
+	hidden := func(v VM) bool { return v.Spec.Throwaway && now != nil && v.Name == now.vm }
+	if !slices.ContainsFunc(all, hidden) {
+		return all, err
+	}
+	return slices.DeleteFunc(slices.Clone(all), hidden), err // the list is the store's, too
+}
 
 // Find returns the VM that ref means: a name, an id, or a unique prefix of either.
 func (m *Manager) Find(ctx context.Context, ref string) (VM, error) {

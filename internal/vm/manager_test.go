@@ -45,7 +45,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("stopped as %+v", v)
 	}
 	start := func(ctx context.Context, o *op.Operation) error {
-		_, err := m.Start(ctx, o, v.ID, "")
+		_, err := m.Start(ctx, o, v.ID, "", "")
 		return err
 	}
 	if _, err := operation(t, start); err != nil {
@@ -114,7 +114,7 @@ func neverAnswers(t *testing.T, w *world, step string) {
 	}
 	w.set(func() { w.fail = "" })
 	if _, err := operation(t, func(ctx context.Context, o *op.Operation) error {
-		_, err := m.Start(ctx, o, v.ID, "")
+		_, err := m.Start(ctx, o, v.ID, "", "")
 		return err
 	}); err != nil {
 		t.Errorf("%s: starting it again: %v", step, err)

@@ -313,7 +313,7 @@ func (m *Manager) finishMove(ctx context.Context, v VM) error {
 	defer cancel()
 	g, err := r.channel(limited)
 	if err == nil {
-		err = m.configure(limited, v, g)
+		err = m.configure(limited, v, g, nil)
 	}
 	if err != nil {
 		return errs.New(errs.Unavailable, "the guest of VM %s did not take its new address %s", v.Name, v.Address.Addr()).Because(err).

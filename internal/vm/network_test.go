@@ -417,7 +417,7 @@ func TestForwards(t *testing.T) {
 			t.Error(err)
 		}
 		v = succeed(t, func(ctx context.Context, o *op.Operation) (vm.VM, error) {
-			return m.Start(ctx, o, v.ID, vm.WaitAgent)
+			return m.Start(ctx, o, v.ID, vm.WaitAgent, "")
 		})
 		if got := open(v); got != "[127.0.0.1:18080:80 127.0.0.1:18081:81 127.0.0.1:18083:83]" {
 			t.Errorf("%s: after a restart %s", net, got)

@@ -290,7 +290,7 @@ func request(ctx context.Context, m *vm.Manager, o *op.Operation, name, verb str
 	}
 	switch verb {
 	case "start":
-		return m.Start(ctx, o, v.ID, "")
+		return m.Start(ctx, o, v.ID, "", "")
 	case "stop":
 		return m.Stop(ctx, o, v.ID, time.Minute)
 	case "kill":

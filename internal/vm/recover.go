@@ -38,6 +38,9 @@ func (m *Manager) Recover(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := m.clearStages(); err != nil {
+		m.Log.Error("remove what templates that were never finished have left", "err", err)
+	}
 	if err := m.restoreNetwork(ctx, vms); err != nil {
 		m.Log.Error("restore the network of running VMs", "err", err) // the census and the doctor say what is lacking
 	}

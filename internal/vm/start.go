@@ -14,7 +14,9 @@ import (
 	"banger/internal/errs"
 	"banger/internal/guest/proto"
 	"banger/internal/hypervisor"
+	"banger/internal/kernel"
 	"banger/internal/op"
+	"banger/internal/template"
 	"banger/internal/undo"
 )
 
@@ -48,9 +50,9 @@ const (
 )
 
 // Start starts a stopped or failed VM: every host object of it is made afresh.
-func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wait) (VM, error) {
+func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wait, boot Boot) (VM, error) {
 	begin := time.Now()
-	if err := wait.check(); err != nil {
+	if err := errors.Join(wait.check(), boot.check()); err != nil {
 		return VM{}, err
 	}
 	v, unlock, err := m.lock(ctx, id, "started")
@@ -58,13 +60,17 @@ func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wa
 		return VM{}, err
 	}
 	defer unlock()
-	return m.start(ctx, o, v, begin, wait)
+	return m.start(ctx, o, v, begin, wait, boot)
 }
 
 // start is Start with v's lock held.
-func (m *Manager) start(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait) (VM, error) {
+func (m *Manager) start(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, boot Boot) (VM, error) {
 	if v.State != Stopped && v.State != Failed {
 		return v, errs.New(errs.Conflict, "VM %s is %s already", v.Name, v.State)
+	}
+	if boot == Warm && !v.Pristine {
+		return v, errs.New(errs.Conflict, "VM %s can't be started warm: its disk is not that of a template", v.Name).
+			Try("leave --warm out")
 	}
 	if err := m.removeMachine(ctx, v); err != nil { // stale remains of an earlier life
 		return v, err
@@ -75,7 +81,7 @@ func (m *Manager) start(ctx context.Context, o *op.Operation, v VM, begin time.T
 	was := v
 	v, err := m.update(ctx, v.ID, "start", func(*VM) error { return nil }, starting(v)...)
 	if err == nil {
-		v, err = m.boot(ctx, o, v, begin, wait)
+		v, err = m.bootOrFallBack(ctx, o, v, begin, wait, boot)
 	}
 	if err == nil {
 		return v, nil
@@ -91,7 +97,7 @@ func (m *Manager) start(ctx context.Context, o *op.Operation, v VM, begin time.T
 // transaction that reports an error may have taken effect.
 func (m *Manager) neverStarted(ctx context.Context, was VM) error {
 	_, err := m.update(context.WithoutCancel(ctx), was.ID, "its start failed", func(x *VM) error {
-		x.StartedAt, x.StartTook = was.StartedAt, was.StartTook
+		x.StartedAt, x.StartTook, x.StartKind = was.StartedAt, was.StartTook, was.StartKind
 		return x.To(was.State, was.Reason)
 	}, Change{KindAttached, Gone}, Change{KindMachine, Gone}, Change{KindNetwork, Gone})
 	return err
@@ -121,9 +127,9 @@ func starting(v VM) []Change {
 	return all
 }
 
-// boot launches v's machine and brings it to running. The rows of [starting] are there. If it
-// fails nothing of the machine is left but its logs.
-func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait) (_ VM, err error) {
+// boot launches v's machine and brings it to running: from its beginning, or from a template.
+// The rows of [starting] are there. If it fails nothing of the machine is left but its logs.
+func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, from *template.Template) (_ VM, err error) {
 	var u undo.Stack
 	defer func() {
 		if undone := u.Rollback(ctx); undone != nil {
@@ -139,9 +145,12 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		return v, err
 	}
 	o.Stage("starting the machine", 0, 0)
+	if from != nil {
+		spec.From = from.Saved()
+	}
 	machine, err := m.Hypervisor.Launch(ctx, spec)
 	if err != nil {
-		return v, err
+		return v, warmFailed(from, err)
 	}
 	rec := machine.Record()
 	v.Machine = &rec // what the undo above needs to find it
@@ -152,7 +161,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		launched[i].Status = Live
 	}
 	if _, err = m.update(ctx, v.ID, "launched", func(x *VM) error {
-		x.Machine = &rec
+		x.Machine, x.Pristine = &rec, false
 		return nil
 	}, append(launched, Change{KindDisk, Live}, Change{KindDirectory, Live})...); err != nil {
 		return v, err
@@ -162,11 +171,16 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	}
 
 	o.Stage("waiting for the guest", 0, 0)
-	if err := m.ready(ctx, v, r); err != nil {
-		return v, m.withConsole(v, err)
+	if from != nil {
+		if err := machine.Resume(ctx); err != nil {
+			return v, warmFailed(from, err)
+		}
+	}
+	if err := m.ready(ctx, v, r, from); err != nil {
+		return v, warmFailed(from, m.withConsole(v, err))
 	}
 	took := time.Since(begin)
-	if wait != WaitAgent {
+	if wait != WaitAgent && from == nil { // a template's init has finished its start
 		o.Stage("waiting for the guest's init", 0, 0)
 		if note, err := m.initDone(ctx, r); err != nil {
 			return v, m.withConsole(v, err)
@@ -176,7 +190,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		took = time.Since(begin)
 	}
 	started, err := m.update(ctx, v.ID, "started", func(x *VM) error {
-		x.StartedAt, x.StartTook = time.Now().UTC(), took
+		x.StartedAt, x.StartTook, x.StartKind = time.Now().UTC(), took, kindOf(from)
 		return x.To(Running, "")
 	})
 	if err != nil {
@@ -188,8 +202,12 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 }
 
 // ready returns once the guest has answered and has its identity.
-func (m *Manager) ready(ctx context.Context, v VM, r *running) error {
-	limited, cancel := context.WithTimeout(ctx, readyLimit)
+func (m *Manager) ready(ctx context.Context, v VM, r *running, from *template.Template) error {
+	limit := readyLimit
+	if from != nil {
+		limit = warmLimit
+	}
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var halted string
 	watched := make(chan struct{})
@@ -204,7 +222,7 @@ func (m *Manager) ready(ctx context.Context, v VM, r *running) error {
 	}()
 	g, err := r.channel(limited)
 	if err == nil {
-		err = m.configure(limited, v, g)
+		err = m.configure(limited, v, g, from)
 	}
 	if err == nil {
 		cancel()
@@ -222,7 +240,7 @@ func (m *Manager) ready(ctx context.Context, v VM, r *running) error {
 		return ctx.Err()
 	}
 	if errors.Is(limited.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("no answer within %v", readyLimit)
+		err = fmt.Errorf("no answer within %v", limit)
 	}
 	cancel()
 	<-watched
@@ -289,6 +307,11 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 	if err != nil {
 		return hypervisor.MachineSpec{}, err
 	}
+	return m.describe(v, k, initramfs, backend, accel, root), nil
+}
+
+// describe gives the machine of v with that root disk, but for its network.
+func (m *Manager) describe(v VM, k kernel.Kernel, initramfs string, backend hypervisor.Backend, accel hypervisor.Accel, root hypervisor.Disk) hypervisor.MachineSpec {
 	s := hypervisor.MachineSpec{
 		VMID: v.ID, Dir: m.dir(v.ID), Jailed: m.Jails && !v.Spec.Unjailed, Backend: backend, Accel: accel, Nested: v.Spec.Nested,
 		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
@@ -302,11 +325,12 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 		s.Disks = append(s.Disks, hypervisor.Disk{Path: k.ModulesImage, Format: "raw", ReadOnly: true})
 		s.Cmdline = append(s.Cmdline, "banger.modules=/dev/vdb")
 	}
-	return s, nil
+	return s
 }
 
-// configure gives the guest its identity.
-func (m *Manager) configure(ctx context.Context, v VM, g Guest) error {
+// configure gives the guest its identity: in the place of another's, if it goes on from a
+// template.
+func (m *Manager) configure(ctx context.Context, v VM, g Guest, from *template.Template) error {
 	entropy := make([]byte, 64)
 	rand.Read(entropy)
 	c := proto.Configure{
@@ -315,7 +339,16 @@ func (m *Manager) configure(ctx context.Context, v VM, g Guest) error {
 		UnixNanos: time.Now().UnixNano(), Entropy: entropy, GrowRoot: true,
 	}
 	c.Links, c.Nameservers = m.guestNet(v)
-	return g.Call(ctx, proto.MethodConfigure, c, nil)
+	if from != nil {
+		c.Clone = &proto.Clone{BootID: newBootID()}
+		for i := range c.Links {
+			c.Links[i].OldMAC = from.MAC
+		}
+	}
+	if err := g.Call(ctx, proto.MethodConfigure, c, nil); err != nil || from == nil {
+		return err
+	}
+	return setClock(ctx, g)
 }
 
 // withConsole adds to err what the guest's console said last and where the rest is.

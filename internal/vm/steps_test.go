@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,6 +22,7 @@ type verb struct {
 	run     func(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error
 	may     []vm.State // where the VM can be when the verb was cut short, last where it leads; "" is: it is not there
 	failed  bool       // it may also have failed, if a guest that ran could not be reached
+	warm    bool       // there are templates
 }
 
 var verbs = []verb{
@@ -39,6 +41,18 @@ var verbs = []verb{
 			_, err := m.Create(ctx, o, vm.Request{Name: "web", Start: true, AutoRemove: true})
 			return err
 		}},
+	{name: "make template", may: []vm.State{""}, warm: true, run: doMakeTemplate},
+	{name: "create warm", prepare: []string{"make template"}, may: []vm.State{"", vm.Running}, failed: true, warm: true,
+		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, _ string) error {
+			_, err := m.Create(ctx, o, vm.Request{Name: "web", Start: true})
+			return err
+		}},
+	{name: "create --stopped warm", prepare: []string{"make template"}, may: []vm.State{"", vm.Stopped}, warm: true,
+		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, _ string) error {
+			_, err := m.Create(ctx, o, vm.Request{Name: "web"})
+			return err
+		}},
+	{name: "start warm", prepare: []string{"create --stopped warm"}, may: []vm.State{vm.Stopped, vm.Running}, failed: true, warm: true, run: doStart},
 	{name: "start", prepare: []string{"create --stopped"}, may: []vm.State{vm.Stopped, vm.Running}, failed: true, run: doStart},
 	{name: "start again", prepare: []string{"create", "stop"}, may: []vm.State{vm.Stopped, vm.Running}, failed: true, run: doStart},
 	{name: "stop", prepare: []string{"create"}, may: []vm.State{vm.Running, vm.Stopped}, failed: true, run: doStop(time.Minute)},
@@ -63,7 +77,12 @@ var verbs = []verb{
 }
 
 func doStart(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
-	_, err := m.Start(ctx, o, id, "")
+	_, err := m.Start(ctx, o, id, "", "")
+	return err
+}
+
+func doMakeTemplate(ctx context.Context, m *vm.Manager, o *op.Operation, _ string) error {
+	_, err := m.MakeTemplate(ctx, o, vm.Request{})
 	return err
 }
 
@@ -111,6 +130,11 @@ type trial struct {
 
 // begin brings the VM to where the verb begins.
 func (c *trial) begin() {
+	if c.verb.name == "make template" { // which does nothing where there is one
+		if _, err := c.m.PruneTemplates(c.Context(), 0, ""); err != nil {
+			c.Fatal(err)
+		}
+	}
 	for _, name := range c.verb.prepare {
 		if err := verbNamed(name).do(c.T, c.m); err != nil {
 			c.Fatalf("prepare %s by %s: %v", c.verb.name, name, err)
@@ -156,9 +180,9 @@ func (c *trial) judge(cut bool, err error) {
 // again has the verb done once more. It must work, unless the first time did its work after
 // all and there is nothing more to do.
 func (c *trial) again(s vm.State) {
-	done := len(c.verb.prepare) == 0 && s != "" || // there is such a VM already
-		s == vm.Running && (c.verb.name == "start" || c.verb.name == "start again") ||
-		s == "" && len(c.verb.prepare) > 0
+	done := len(c.was.ID) == 0 && s != "" || // there is such a VM already
+		s == vm.Running && strings.HasPrefix(c.verb.name, "start") ||
+		s == "" && c.was.ID != ""
 	err := c.verb.do(c.T, c.m)
 	kind := errs.KindOf(err)
 	switch {
@@ -188,6 +212,9 @@ func TestEveryStepFailsAndEveryStepIsCut(t *testing.T) {
 			t.Run(v.name+" "+string(does), func(t *testing.T) {
 				t.Parallel()
 				inWorld(t, func(t *testing.T, w *world) {
+					if v.warm {
+						w.budget = 1 << 30
+					}
 					steps := v.trials(t, w, does)
 					if least := 4; steps < least {
 						t.Errorf("%s has %d steps only", v.name, steps)
@@ -231,10 +258,13 @@ func (v verb) trials(t *testing.T, w *world, does trouble) (steps int) {
 
 // Recovery is cut too, at each of its own steps, after a verb was cut at each of its.
 func TestRecoveryIsCut(t *testing.T) {
-	for _, name := range []string{"create", "create --rm", "start again", "stop", "pause", "rm -f"} {
+	for _, name := range []string{"create", "make template", "create --rm", "start again", "stop", "pause", "rm -f"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			inWorld(t, func(t *testing.T, w *world) {
+				if verbNamed(name).warm {
+					w.budget = 1 << 30
+				}
 				trials := verbNamed(name).recoveries(t, w)
 				t.Logf("%d pairs of steps", trials)
 			})

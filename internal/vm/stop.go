@@ -115,7 +115,7 @@ func (m *Manager) Restart(ctx context.Context, o *op.Operation, id string, limit
 			return v, err
 		}
 	}
-	return m.start(ctx, o, v, begin, wait)
+	return m.start(ctx, o, v, begin, wait, "")
 }
 
 // powerOff asks the guest to end and waits until the machine has.

@@ -44,6 +44,7 @@ type Spec struct {
 	AutoRemove  bool               `json:"auto_remove,omitempty"`
 	Lease       string             `json:"lease,omitempty"`     // removed when this lease ends
 	Autostart   bool               `json:"autostart,omitempty"` // if it ran, it runs again after a restart of the host
+	Throwaway   bool               `json:"throwaway,omitempty"` // no user's: a template is made of it
 }
 
 // AutoBackend asks for the best backend that can.
@@ -76,10 +77,14 @@ type VM struct {
 	Disk    disk.Volume        `json:"disk"`
 	Machine *hypervisor.Record `json:"machine,omitempty"`
 
+	Template string `json:"template,omitempty"` // whose disk the VM's lies on
+	Pristine bool   `json:"pristine,omitempty"` // its guest has never run, so that it can go on from the template
+
 	CreatedAt time.Time     `json:"created_at"`
 	StartedAt time.Time     `json:"started_at,omitzero"`
 	StoppedAt time.Time     `json:"stopped_at,omitzero"`
 	StartTook time.Duration `json:"start_took,omitempty"` // of the last start, until the guest answered
+	StartKind Boot          `json:"start_kind,omitempty"` // of the last start
 }
 
 // Kind is a kind of host object that a VM owns at most one of. Names and paths derive from

@@ -48,6 +48,7 @@ func (s Suite) Run(t *testing.T) {
 	t.Run("clone replaces what an earlier one left", s.testReplace)
 	t.Run("clones side by side", s.testMany)
 	t.Run("a clone of a clone", s.testFrozen)
+	t.Run("a copy", s.testCopy)
 	t.Run("cost does not grow with the base", s.testCost)
 	t.Run("sizes that make no sense", s.testSizes)
 	t.Run("a cancelled clone", s.testCancelled)
@@ -419,6 +420,38 @@ func (s Suite) testFrozen(t *testing.T) {
 		t.Error("the frozen volume has changed")
 	}
 	wantBase(t, base)
+}
+
+// A copy has the changes of a volume and needs that no more.
+func (s Suite) testCopy(t *testing.T) {
+	base := newBase(t, s.dir(t))
+	h, v, a := s.cloned(t, base, 2*baseBytes)
+	s.write(t, a, 1<<20, 64<<10, 0xaa)
+	other := s.home(t, s.dir(t))
+	c, err := s.Driver.Copy(t.Context(), v, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.Driver.Attach(t.Context(), other, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, a, 1<<20, 4096, 0xbb)
+	s.write(t, b, 1<<20+4096, 4096, 0xcc)
+	s.want(t, a, 1<<20, 4096, 0xbb)
+	s.want(t, a, 1<<20+4096, 4096, 0xaa)
+	if err := s.Driver.Remove(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	s.wantBaseAt(t, b)
+	s.want(t, b, 1<<20, 4096, 0xaa)
+	s.want(t, b, 1<<20+4096, 4096, 0xcc)
+	s.want(t, b, 1<<20+8192, 56<<10, 0xaa)
+	wantBase(t, base)
+
+	if c, err := s.Driver.Copy(t.Context(), v, other); errs.KindOf(err) != errs.NotFound {
+		t.Errorf("a copy of a volume that is gone: %+v, %v", c, err)
+	}
 }
 
 func (s Suite) testCost(t *testing.T) {

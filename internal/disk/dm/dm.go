@@ -112,6 +112,11 @@ func reviveFile(path string) error {
 	return errors.Join(revive(f), f.Close())
 }
 
+// Copy copies the file of changes.
+func (*Driver) Copy(ctx context.Context, v disk.Volume, home disk.Home) (disk.Volume, error) {
+	return v.CopyTo(ctx, home.Dir, fileName)
+}
+
 // Attach makes the devices of a volume, the last of which is what the VMM opens.
 func (d *Driver) Attach(ctx context.Context, home disk.Home, v disk.Volume) (_ disk.Attached, err error) {
 	below, err := v.Below()

@@ -122,6 +122,11 @@ func checkHeader(v disk.Volume) error {
 	return nil
 }
 
+// Copy copies the overlay, whose header goes on naming the same base.
+func (Driver) Copy(ctx context.Context, v disk.Volume, home disk.Home) (disk.Volume, error) {
+	return v.CopyTo(ctx, home.Dir, fileName)
+}
+
 // Attach checks the overlay and all that it lies on, and says what each file is: QEMU is
 // to believe that and no header.
 func (Driver) Attach(_ context.Context, _ disk.Home, v disk.Volume) (disk.Attached, error) {

@@ -181,6 +181,7 @@ const (
 	MethodHealth    = "health"    // nothing → Health
 	MethodStats     = "stats"     // nothing → Stats
 	MethodSetTime   = "set-time"  // SetTime → nothing
+	MethodClock     = "clock"     // Clock → Clock
 	MethodFreeze    = "freeze"    // nothing → nothing: sync, then freeze the root filesystem
 	MethodThaw      = "thaw"      // nothing → nothing
 	MethodShutdown  = "shutdown"  // Shutdown → nothing; the machine then powers off or reboots
@@ -188,6 +189,7 @@ const (
 	MethodGrowRoot  = "grow-root" // nothing → GrowRoot: the root filesystem fills its disk
 	MethodTrim      = "trim"      // nothing → Trim: the root filesystem tells its disk what it does not need
 	MethodFree      = "free"      // FreeFrom → Free: a part of what the root filesystem does not need
+	MethodQuiesce   = "quiesce"   // nothing → nothing: all that is written is on the disk
 	MethodReach     = "reach"     // Reach → nothing, once the address has answered
 )
 
@@ -207,12 +209,22 @@ type Configure struct {
 	Entropy        []byte   `json:"entropy,omitempty"`         // credited to the kernel's pool
 	GrowRoot       bool     `json:"grow_root,omitempty"`
 	Env            []string `json:"env,omitempty"` // of every command that exec starts, before its own
+
+	// Clone says that the machine goes on from a saved state of another, whose identity it
+	// is to lose.
+	Clone *Clone `json:"clone,omitempty"`
+}
+
+// Clone is what is new in a clone and nowhere else.
+type Clone struct {
+	BootID string `json:"boot_id"` // a UUID
 }
 
 // Link is a network interface as it should be.
 type Link struct {
 	MAC       string   `json:"mac"`
-	Addresses []string `json:"addresses"` // CIDR
+	OldMAC    string   `json:"old_mac,omitempty"` // what a clone's interface may still have
+	Addresses []string `json:"addresses"`         // CIDR
 	Gateway   string   `json:"gateway,omitempty"`
 	MTU       int      `json:"mtu,omitempty"`
 }
@@ -241,6 +253,13 @@ type Stats struct {
 // SetTime sets the guest's clock.
 type SetTime struct {
 	UnixNanos int64 `json:"unix_nanos"`
+}
+
+// Clock moves the guest's clock by so much, and tells what it shows then. The host knows how
+// long that took, and so how far the clock may still be off.
+type Clock struct {
+	AdjustNanos int64 `json:"adjust_nanos,omitempty"`
+	UnixNanos   int64 `json:"unix_nanos"`
 }
 
 // Shutdown ends the machine through its init where it has one.

@@ -1,0 +1,339 @@
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"banger/internal/disk"
+	"banger/internal/errs"
+	"banger/internal/guest/proto"
+	"banger/internal/hypervisor"
+	"banger/internal/op"
+	"banger/internal/template"
+)
+
+// Templates keeps machines that were saved when they had booted; see [template.Shelf], which
+// does.
+type Templates interface {
+	Find(key string) (template.Template, error)
+	Get(name string) (template.Template, error)
+	List() ([]template.Template, error)
+	Names() ([]string, error)
+	Check(t template.Template) error
+	Use(t template.Template) error
+	Begin(name string) (*template.Stage, error)
+	Commit(ctx context.Context, st *template.Stage, t template.Template) (template.Template, error)
+	Retire(t template.Template) error
+	Remove(name string) error
+	Leftovers() ([]string, error)
+}
+
+// templatesMaking is what templates are being made.
+type templatesMaking struct {
+	one sync.Mutex // held while one is: each takes a machine of its own
+
+	mu      sync.Mutex
+	current *making
+}
+
+type making struct {
+	base   disk.Base // what the VM's disk lies on
+	kernel string
+	vm     string // name of the VM that it is made of
+	dir    string // of its stage
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// wantTemplate has a template be made where v, which was just started, could have used one.
+func (m *Manager) wantTemplate(v VM, req Request) {
+	if req.Start && v.Spec.Backend != hypervisor.Firecracker && req.From == nil && req.Boot == "" && !req.throwaway && m.TemplateBytes > 0 && v.StartKind == Cold && v.Template == "" {
+		m.TemplateWanted(v.Spec)
+	}
+}
+
+// RequestOf asks for a VM like one of this spec.
+func RequestOf(s Spec) Request {
+	req := Request{Image: s.Image, Kernel: s.Kernel, CPUs: &s.CPUs, MemoryBytes: &s.MemoryBytes, DiskDriver: s.DiskDriver,
+		Net: string(s.Net), Accel: s.Accel, Nested: s.Nested, Unjailed: s.Unjailed, Backend: string(s.Backend)}
+	if s.DiskBytes != 0 {
+		req.DiskBytes = &s.DiskBytes
+	}
+	return req
+}
+
+// MakeTemplate makes the template from which VMs that are asked for so can start warm, unless
+// there is one: a VM of its own is booted, saved when it has finished its boot, and removed.
+func (m *Manager) MakeTemplate(ctx context.Context, o *op.Operation, req Request) (_ template.Template, err error) {
+	if m.TemplateBytes == 0 {
+		return template.Template{}, errs.New(errs.Unavailable, "templates are switched off").Try("set template_budget in the config file")
+	}
+	spec, err := m.fill(req)
+	if err != nil {
+		return template.Template{}, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	o.Stage("waiting for another template", 0, 0)
+	m.making.one.Lock()
+	defer m.making.one.Unlock()
+	if err := ctx.Err(); err != nil {
+		return template.Template{}, err
+	}
+	img, err := m.Images.Image(spec.Image)
+	if err != nil {
+		return template.Template{}, err
+	}
+	now := &making{base: baseOf(img), kernel: spec.Kernel, vm: "template-" + randomHex(4), cancel: cancel, done: make(chan struct{})}
+	m.making.set(now)
+	defer close(now.done)
+	defer m.making.set(nil)
+	t, err := m.templateOf(ctx, spec)
+	if errs.KindOf(err) != errs.NotFound || t.Key == "" {
+		return t, err
+	}
+	if t, err = m.makeTemplate(ctx, o, req, spec, t.Key, now); err != nil {
+		return t, errs.New(errs.KindOf(err), "the template of image %s can't be made", spec.Image).Because(err)
+	}
+	if err := m.EvictTemplates(ctx, t.Name); err != nil {
+		m.Log.Warn("keep templates within their budget", "err", err)
+	}
+	return t, nil
+}
+
+func (x *templatesMaking) set(now *making) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.current = now
+}
+
+// makeTemplate makes a template that there is not.
+func (m *Manager) makeTemplate(ctx context.Context, o *op.Operation, req Request, spec Spec, key string, now *making) (_ template.Template, err error) {
+	lease := m.OpenLease() // with which the VM goes, whatever comes
+	defer func() {
+		end := context.WithoutCancel(ctx)
+		gone := m.EndLease(end, lease)
+		if gone != nil { // nobody but this knows of the VM
+			gone = m.EndLease(end, lease)
+		}
+		err = errors.Join(err, gone)
+	}()
+	req.Name, req.Lease, req.Start, req.Boot, req.Wait, req.throwaway = now.vm, lease, true, Cold, WaitBoot, true
+	req.Env, req.Forwards, req.AutoRemove, req.Autostart = nil, nil, false, false
+	v, err := m.Create(ctx, o, req)
+	if err != nil {
+		return template.Template{}, err
+	}
+	v, unlock, err := m.lock(ctx, v.ID, "made a template")
+	if err != nil {
+		return template.Template{}, err
+	}
+	defer unlock()
+	o.Stage("saving the machine", 0, 0)
+	stage, err := m.Templates.Begin(templateName(spec.Image))
+	if err != nil {
+		return template.Template{}, err
+	}
+	defer stage.Discard()
+	m.making.mu.Lock()
+	now.dir = stage.Dir
+	m.making.mu.Unlock()
+	volume, err := m.saveInto(ctx, v, stage)
+	if err != nil {
+		return template.Template{}, err
+	}
+	return m.Templates.Commit(ctx, stage, template.Template{
+		Name: stage.Name, Key: key, Image: spec.Image, Kernel: spec.Kernel, CPUs: spec.CPUs, MemoryBytes: spec.MemoryBytes,
+		Net: string(spec.Net), Accel: string(v.Machine.Accel), MAC: v.MAC, Disk: volume.Freeze(), CreatedAt: time.Now().UTC(),
+	})
+}
+
+// templateName invents a name that tells of the image, which may be asked for by a digest.
+func templateName(image string) string {
+	label := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(image))
+	return strings.Trim(label[:min(len(label), 40)], "-") + "-" + randomHex(4)
+}
+
+// saveInto saves the machine of v with its disk, and leaves it paused.
+func (m *Manager) saveInto(ctx context.Context, v VM, stage *template.Stage) (disk.Volume, error) {
+	r, err := m.machineOf(v)
+	if err != nil {
+		return disk.Volume{}, err
+	}
+	g, err := r.channel(ctx)
+	if err == nil {
+		err = g.Call(ctx, proto.MethodQuiesce, nil, nil)
+	}
+	if err == nil { // a session that is saved would have to be found out to be over first
+		err = g.Close()
+	}
+	if err == nil {
+		err = r.machine.Save(ctx, stage.Memory, stage.State)
+	}
+	if err != nil {
+		return disk.Volume{}, err
+	}
+	return m.Disks.Copy(ctx, v.Disk, disk.Home{ID: v.ID, Dir: stage.Dir})
+}
+
+// ListTemplates returns the templates, the last used first, with the names of the VMs whose
+// disks lie on each.
+func (m *Manager) ListTemplates(ctx context.Context) ([]template.Template, map[string][]string, error) {
+	all, err := m.Templates.List()
+	if err != nil {
+		return nil, nil, err
+	}
+	vms, err := m.Store.List(ctx)
+	return all, templateUsers(vms), err
+}
+
+func templateUsers(vms []VM) map[string][]string {
+	users := map[string][]string{}
+	for _, v := range vms {
+		if v.Template != "" {
+			users[v.Template] = append(users[v.Template], v.Name)
+		}
+	}
+	return users
+}
+
+// RemoveTemplate removes the template of that name. errs.Conflict if the disks of VMs lie on it.
+func (m *Manager) RemoveTemplate(ctx context.Context, name string) error {
+	return m.withoutUsers(ctx, func(users map[string][]string) error {
+		names, err := m.Templates.Names()
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(names, name) {
+			return errs.New(errs.NotFound, "there is no template %s", name).Try("banger template ls lists those there are")
+		}
+		if by := users[name]; len(by) > 0 {
+			return errs.New(errs.Conflict, "template %s is in use by %s", name, sentenceList(by)).
+				Try("remove %s first: banger rm %s", plural(len(by), "that VM", "those VMs"), by[0])
+		}
+		return m.Templates.Remove(name)
+	})
+}
+
+// withoutUsers does something while no VM can come to lie on a template.
+func (m *Manager) withoutUsers(ctx context.Context, do func(users map[string][]string) error) error {
+	m.artefacts.Lock()
+	defer m.artefacts.Unlock()
+	vms, err := m.Store.List(ctx)
+	if err != nil {
+		return err
+	}
+	return do(templateUsers(vms))
+}
+
+// EvictTemplates removes the templates that no VM lies on and that were used longest ago, until
+// the rest is within the budget, and all that nothing can go on from. It spares the one named.
+func (m *Manager) EvictTemplates(ctx context.Context, spare string) error {
+	_, err := m.PruneTemplates(ctx, m.TemplateBytes, spare)
+	return err
+}
+
+// PruneTemplates is EvictTemplates for a budget in bytes; it returns what it removed.
+func (m *Manager) PruneTemplates(ctx context.Context, budget int64, spare string) (gone []template.Template, err error) {
+	err = m.withoutUsers(ctx, func(users map[string][]string) error {
+		all, err := m.Templates.List()
+		if err != nil {
+			return err
+		}
+		names, err := m.Templates.Names()
+		if err != nil {
+			return err
+		}
+		var taken int64
+		for _, t := range all {
+			names = slices.DeleteFunc(names, func(n string) bool { return n == t.Name })
+			bytes, err := t.Allocated()
+			if err != nil {
+				return err
+			}
+			over := taken+bytes > budget && t.Name != spare
+			if len(users[t.Name]) == 0 && (over || t.Retired()) {
+				if err := m.Templates.Remove(t.Name); err != nil {
+					return err
+				}
+				gone = append(gone, t)
+				continue
+			}
+			taken += bytes
+		}
+		for _, damaged := range names { // nobody can tell what it is
+			if len(users[damaged]) == 0 {
+				if err := m.Templates.Remove(damaged); err != nil {
+					return err
+				}
+				gone = append(gone, template.Template{Name: damaged})
+			}
+		}
+		return nil
+	})
+	return gone, err
+}
+
+// DropTemplates ends the making of templates of an image or a kernel that is to be removed, and
+// removes those that are there and that no VM lies on.
+func (m *Manager) DropTemplates(ctx context.Context, uses func(base disk.Base, kernel string) bool) error {
+	m.making.mu.Lock()
+	now := m.making.current
+	m.making.mu.Unlock()
+	if now != nil && uses(now.base, now.kernel) {
+		now.cancel()
+		select {
+		case <-now.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return m.withoutUsers(ctx, func(users map[string][]string) error {
+		all, err := m.Templates.List()
+		for _, t := range all {
+			if uses(t.Disk, t.Kernel) && len(users[t.Name]) == 0 {
+				err = errors.Join(err, m.Templates.Remove(t.Name))
+			}
+		}
+		return err
+	})
+}
+
+// strayStages returns the stages of templates that nobody is making.
+func (m *Manager) strayStages() ([]string, error) {
+	all, err := m.Templates.Leftovers()
+	m.making.mu.Lock()
+	defer m.making.mu.Unlock()
+	return slices.DeleteFunc(all, func(dir string) bool {
+		return m.making.current != nil && m.making.current.dir == dir
+	}), err
+}
+
+// clearStages removes the stages of an earlier daemon.
+func (m *Manager) clearStages() error {
+	stages, err := m.strayStages()
+	for _, dir := range stages {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
+}
+
+// newBootID returns a random UUID, as the kernel makes one for each boot.
+func newBootID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
+}

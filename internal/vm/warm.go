@@ -1,0 +1,251 @@
+package vm
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"banger/internal/disk"
+	"banger/internal/errs"
+	"banger/internal/guest/proto"
+	"banger/internal/hypervisor"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/op"
+	"banger/internal/template"
+)
+
+// Boot says how a guest comes up.
+type Boot string
+
+const (
+	Cold Boot = "cold" // from its kernel's first instruction
+	Warm Boot = "warm" // from a template: a machine that was saved when it had booted
+)
+
+// check refuses what is none; empty asks for warm where there is a template, and cold elsewhere.
+func (b Boot) check() error {
+	switch b {
+	case "", Cold, Warm:
+		return nil
+	}
+	return errs.New(errs.Invalid, "a VM can't start %q", string(b)).Try("use cold or warm")
+}
+
+func kindOf(from *template.Template) Boot {
+	if from != nil {
+		return Warm
+	}
+	return Cold
+}
+
+// warmLimit bounds the time that a guest which goes on from a template may take to answer:
+// a third of a second on an idle host, and no reason to wait as long as for a boot.
+const warmLimit = 30 * time.Second
+
+func baseOf(img image.Image) disk.Base {
+	return disk.Base{Path: img.Path, Bytes: img.VirtualBytes, SHA256: img.SHA256}
+}
+
+// formats changes when machines of an earlier banger can't be gone on from.
+const formats = "1"
+
+// templateKey is a digest of all that v's machine must have in common with one that it goes on
+// from: its VMM, CPU and devices, its kernel, and the image and size of its disk.
+func (m *Manager) templateKey(ctx context.Context, v VM, img image.Image, k kernel.Kernel) (string, error) {
+	initramfs, err := m.Kernels.Initramfs(ctx, k)
+	if err != nil {
+		return "", err
+	}
+	backend, accel, err := m.Hypervisor.Choose(ctx, v.Spec, k.Vmlinux)
+	if err != nil {
+		return "", err
+	}
+	spec := m.describe(v, k, initramfs, backend, accel, hypervisor.Disk{})
+	switch v.Spec.Net {
+	case NetUser:
+		spec.NICs = []hypervisor.NIC{{Mode: hypervisor.NICUser}}
+	case NetBridge:
+		spec.NICs = []hypervisor.NIC{{Mode: hypervisor.NICTAP}}
+	}
+	kin, err := m.Hypervisor.Kin(spec)
+	if err != nil {
+		return "", err
+	}
+	var modules int64 // what else there is of a kernel is in the initramfs, which is named by its content
+	if k.ModulesImage != "" {
+		if info, err := os.Stat(k.ModulesImage); err == nil {
+			modules = info.Size()
+		}
+	}
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s\n%s\n%s %s\n%s %s %d\n%d %s", formats, kin, img.SHA256, img.Path, k.SHA256, filepath.Base(initramfs), modules, v.Spec.DiskBytes, v.Spec.DiskDriver)
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// templateOf finds the template for v. errs.NotFound if there is none.
+func (m *Manager) templateOf(ctx context.Context, spec Spec) (template.Template, error) {
+	img, err := m.Images.Image(spec.Image)
+	if err != nil {
+		return template.Template{}, err
+	}
+	k, err := m.Kernels.Kernel(spec.Kernel)
+	if err != nil {
+		return template.Template{}, err
+	}
+	key, err := m.templateKey(ctx, VM{Spec: spec}, img, k)
+	if err != nil {
+		return template.Template{}, err
+	}
+	t, err := m.Templates.Find(key)
+	t.Key = key
+	return t, err
+}
+
+// layOnTemplate has v's disk lie on that of a template, if there is one for it, from which its
+// guest can then go on. m.artefacts is held.
+func (m *Manager) layOnTemplate(ctx context.Context, req Request, v VM, img image.Image, k kernel.Kernel) (VM, error) {
+	boot := req.Boot
+	if req.From != nil { // nothing will be asked for like it again
+		boot = Cold
+	}
+	if boot == Cold || m.TemplateBytes == 0 {
+		if boot == Warm {
+			return v, errs.New(errs.Unavailable, "VMs can't start warm here: templates are switched off").Try("set template_budget in the config file")
+		}
+		return v, nil
+	}
+	var t template.Template
+	key, err := m.templateKey(ctx, v, img, k)
+	if err == nil {
+		t, err = m.Templates.Find(key)
+	}
+	if err == nil {
+		if err = m.Templates.Check(t); err != nil {
+			m.distrust(ctx, t, err)
+			err = errs.New(errs.NotFound, "the only one there was is damaged").Because(err)
+		}
+	}
+	switch {
+	case err == nil:
+		v.Base, v.Template, v.Pristine = t.Disk, t.Name, true
+		if err := m.Templates.Use(t); err != nil { // it is evicted sooner than it should be
+			m.Log.Warn("record that a template is used", "template", t.Name, "err", err)
+		}
+	case boot == Warm:
+		return v, errs.New(errs.Unavailable, "there is no template from which this VM could start warm").Because(err).
+			Try("banger template build %s, with the flags given here, makes one", v.Spec.Image)
+	case errs.KindOf(err) != errs.NotFound: // or its VMM has no way to save a machine
+		m.Log.Debug("look for a template", "vm", v.ID, "err", err)
+	}
+	return v, nil
+}
+
+// distrust has no VM go on from a template any more. Its disk stays for those that lie on it.
+func (m *Manager) distrust(ctx context.Context, t template.Template, why error) {
+	m.Log.Warn("a template is no good", "template", t.Name, "err", why)
+	err := m.Templates.Retire(t)
+	if err == nil {
+		err = m.Store.Note(context.WithoutCancel(ctx), "template", fmt.Sprintf("template %s is not used any more: %v", t.Name, why))
+	}
+	if err != nil {
+		m.Log.Error("retire a template", "template", t.Name, "err", err)
+	}
+}
+
+const (
+	skewWanted = 10 * time.Millisecond // that a clone's clock may be off
+	clockTries = 5
+)
+
+// setClock sets a clone's clock as well as can be told: on a busy host a message may take longer
+// to arrive than the clock may be off, so its answer is timed, and it is sent again.
+func setClock(ctx context.Context, g Guest) error {
+	var adjust time.Duration
+	for range clockTries {
+		var guest proto.Clock
+		begin := time.Now()
+		if err := g.Call(ctx, proto.MethodClock, proto.Clock{AdjustNanos: int64(adjust)}, &guest); err != nil {
+			return err
+		}
+		took := time.Since(begin)
+		adjust = begin.Add(took / 2).Sub(time.Unix(0, guest.UnixNanos))
+		if took/2+adjust.Abs() < 2*skewWanted {
+			return nil
+		}
+	}
+	return nil // as near as this host lets it
+}
+
+// fromTemplate is what went wrong with a guest that was to go on from a template, and may not
+// go wrong with one that boots.
+type fromTemplate struct{ error }
+
+func (e fromTemplate) Unwrap() error { return e.error }
+
+func warmFailed(from *template.Template, err error) error {
+	if from == nil {
+		return err
+	}
+	return fromTemplate{err}
+}
+
+// bootOrFallBack boots v's machine: warm if its guest has never run and its template is good,
+// and cold otherwise. The rows of [starting] are there.
+func (m *Manager) bootOrFallBack(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, boot Boot) (VM, error) {
+	if !v.Pristine {
+		return m.boot(ctx, o, v, begin, wait, nil)
+	}
+	if boot != Cold {
+		t, err := m.Templates.Get(v.Template)
+		if err == nil && !t.Retired() {
+			err = m.Templates.Check(t)
+		}
+		if err == nil && !t.Retired() {
+			started, err := m.boot(ctx, o, v, begin, wait, &t)
+			failed, ofTemplate := errors.AsType[fromTemplate](err)
+			_, left := errors.AsType[leftBehind](err)
+			if err == nil || !ofTemplate || left || ctx.Err() != nil {
+				return started, err
+			}
+			m.distrust(ctx, t, failed.error)
+			if boot == Warm {
+				return started, err
+			}
+			// What was undone is to be made again.
+			if _, err := m.update(ctx, v.ID, "started again", func(*VM) error { return nil }, starting(v)...); err != nil {
+				return v, err
+			}
+		} else if err != nil {
+			m.distrust(ctx, t, err)
+		}
+	}
+	return m.bootAfresh(ctx, o, v, begin, wait)
+}
+
+// bootAfresh boots the machine of a VM cold whose guest was to go on from a template, with a
+// disk as the image has it. Where that is gone the template's disk has to do.
+func (m *Manager) bootAfresh(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait) (VM, error) {
+	if img, err := m.Images.Image(v.Spec.Image); err == nil {
+		if err := m.Disks.Remove(ctx, m.home(v.ID)); err != nil {
+			return v, err
+		}
+		x := v
+		x.Base, x.Template, x.Pristine = baseOf(img), "", false
+		if x.Disk, err = m.makeDisk(ctx, o, x); err != nil {
+			return v, err
+		}
+		if v, err = m.update(ctx, v.ID, "disk made anew", func(y *VM) error {
+			y.Base, y.Disk, y.Template, y.Pristine = x.Base, x.Disk, "", false
+			return nil
+		}); err != nil {
+			return x, err
+		}
+	}
+	return m.boot(ctx, o, v, begin, wait, nil)
+}
