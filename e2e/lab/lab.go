@@ -51,7 +51,8 @@ func (l *lab) tests() string { return filepath.Join(l.root, "build/lab/tests") }
 // prepare makes a command of banger's. An interrupt lets it clean up.
 func (l *lab) prepare(ctx context.Context, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, l.banger, args...)
-	c.Env = append(os.Environ(), "BANGER_STATE_DIR="+l.state, "BANGER_SOCKET=", "BANGER_RUNTIME_DIR="+filepath.Join(l.root, "runtime"))
+	c.Env = append(os.Environ(), "BANGER_STATE_DIR="+l.state, "BANGER_SOCKET=", "BANGER_RUNTIME_DIR="+filepath.Join(l.root, "runtime"),
+		"BANGER_TEMPLATE_BUDGET=0") // a lab is booted once, and no other beside it
 	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
 	c.WaitDelay = 30 * time.Second
 	return c

@@ -201,6 +201,11 @@ func (d *Daemon) autostart(id string) {
 // makeTemplate makes a template behind the back of the user, who was served without one. That
 // may go wrong: the next one who could have used it has it tried again.
 func (d *Daemon) makeTemplate(spec vm.Spec) {
+	// Its machine stands beside that of the user, who has not asked for it.
+	if free, err := host.AvailableBytes("/"); err == nil && free < 2*spec.MemoryBytes {
+		d.opts.Log.Info("no template is made for want of memory", "image", spec.Image, "available", free)
+		return
+	}
 	d.ops.Start("template", func(ctx context.Context, o *op.Operation) error {
 		t, err := d.vms.MakeTemplate(ctx, o, vm.RequestOf(spec))
 		if err != nil && ctx.Err() == nil {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -34,6 +35,11 @@ type library struct {
 	vms      *vm.Manager                       // who uses what
 	building op.Locks
 	making   sync.RWMutex // held for reading while an image or a kernel is being made
+
+	initramfs struct {
+		sync.Mutex
+		last initramfs
+	}
 }
 
 func newLibrary(state string, config config.Runtime, mirrors map[string][]string, version string, resolve, target func() (runtimedir.Bundle, error)) *library {
@@ -84,7 +90,40 @@ func (l *library) Initramfs(ctx context.Context, k kernel.Kernel) (string, error
 	if err != nil {
 		return "", err
 	}
-	return kernel.Initramfs(ctx, k, agent, l.initramfsCache())
+	made := initramfs{of: k}
+	if info, err := os.Stat(k.ModulesCpio); err == nil {
+		made.modules = info
+	}
+	l.initramfs.Lock()
+	defer l.initramfs.Unlock()
+	if last := l.initramfs.last; last.isFor(made) {
+		return last.path, nil
+	}
+	if made.path, err = kernel.Initramfs(ctx, k, agent, l.initramfsCache()); err == nil {
+		l.initramfs.last = made
+	}
+	return made.path, err
+}
+
+// initramfs is one that has been made. To find it again by its name takes a digest of all that
+// is in it, some ten megabytes, at each start.
+type initramfs struct {
+	of      kernel.Kernel
+	modules os.FileInfo
+	path    string
+}
+
+// isFor tells whether i, which is there, is what other would be.
+func (i initramfs) isFor(other initramfs) bool {
+	if i.path == "" || i.of.Dir != other.of.Dir || i.of.ModulesCpio != other.of.ModulesCpio {
+		return false
+	}
+	same := i.modules == nil && other.modules == nil
+	if i.modules != nil && other.modules != nil {
+		same = os.SameFile(i.modules, other.modules) && i.modules.ModTime().Equal(other.modules.ModTime())
+	}
+	_, err := os.Stat(i.path)
+	return same && err == nil
 }
 
 func (l *library) Kernels(ctx context.Context) ([]api.Kernel, error) {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -101,6 +102,23 @@ func MemoryBytes() (int64, error) {
 		return 0, fmt.Errorf("sysinfo: %w", err)
 	}
 	return int64(info.Totalram) * int64(info.Unit), nil
+}
+
+// AvailableBytes is how much of the host's memory programs can have now, as the kernel reckons,
+// in bytes. root is "/" but in tests.
+func AvailableBytes(root string) (int64, error) {
+	path := filepath.Join(root, "proc/meminfo")
+	info, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(info)) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("%s does not tell how much memory is available", path)
 }
 
 // FreeBytes is what the filesystem of path has left for unprivileged users, in bytes.

@@ -62,6 +62,54 @@ func TestProbeKVM(t *testing.T) {
 	}
 }
 
+func TestAvailableBytes(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "proc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]int64{
+		"MemTotal:       16384 kB\nMemFree:          100 kB\nMemAvailable:    2048 kB\n": 2 << 20,
+		"MemTotal:       16384 kB\n": -1,
+		"MemAvailable:    much kB\n": -1,
+	} {
+		if err := os.WriteFile(filepath.Join(root, "proc/meminfo"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := AvailableBytes(root); want >= 0 && (err != nil || got != want) || want < 0 && err == nil {
+			t.Errorf("of %q: %d, %v", text, got, err)
+		}
+	}
+	if got, err := AvailableBytes("/"); err != nil || got <= 0 {
+		t.Errorf("this host: %d, %v", got, err)
+	}
+}
+
+func TestCPUModelTellsCPUsApart(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "proc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	model := func(text string) string {
+		if err := os.WriteFile(filepath.Join(root, "proc/cpuinfo"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := CPUModel(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	const cpu = "processor : 0\nvendor_id : V\ncpu family : 6\nmodel : 1\nstepping : 2\ncpu MHz : 1000\nflags : a b\n\n"
+	if model(cpu) != model(cpu+"processor : 1\ncpu MHz : 3000\nflags : a b\n\n") {
+		t.Error("a second CPU makes another model")
+	}
+	for _, other := range []string{strings.Replace(cpu, "a b", "a", 1), strings.Replace(cpu, ": 6", ": 25", 1)} {
+		if model(cpu) == model(other) {
+			t.Errorf("%q is the same model as %q", other, cpu)
+		}
+	}
+}
+
 func TestSteadyTSC(t *testing.T) {
 	for cpuinfo, want := range map[string]bool{
 		"flags : tsc constant_tsc nonstop_tsc\n": true,
