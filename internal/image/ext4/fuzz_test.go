@@ -23,6 +23,7 @@ func FuzzReader(f *testing.F) {
 	}
 	f.Add(uint32(1024+0x60), uint32(0x10000), uint32(0), uint32(0))
 	f.Add(uint32(8400*4096), uint32(0xffff), uint32(135*4096), uint32(7))
+	f.Add(uint32(1112), uint32(65670), uint32(54), uint32(207)) // an inode of 134 bytes
 	f.Fuzz(func(t *testing.T, at, value, at2, value2 uint32) {
 		path := filepath.Join(t.TempDir(), "fs")
 		img, err := os.Create(path)

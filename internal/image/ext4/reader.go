@@ -63,7 +63,7 @@ func NewReader(f *os.File) (*Reader, error) {
 		r.blocks |= uint64(le.Uint32(s[0x150:])) << 32
 		descSize = int64(le.Uint16(s[0xfe:]))
 	}
-	if logBlock > 6 || groupBlocks == 0 || r.perGroup == 0 || r.inodeSize < 128 || r.inodeSize > 1024<<logBlock || descSize < 32 || descSize > 1024 {
+	if logBlock > 6 || groupBlocks == 0 || r.perGroup == 0 || r.inodeSize < 128 || r.inodeSize&(r.inodeSize-1) != 0 || r.inodeSize > 1024<<logBlock || descSize < 32 || descSize > 1024 {
 		return nil, errors.New("the superblock is damaged")
 	}
 	r.block = 1024 << logBlock
