@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -103,5 +105,40 @@ func TestNoArtefactIsTracked(t *testing.T) {
 				t.Errorf("%s is tracked", name)
 			}
 		}
+	}
+}
+
+// Each check that SPECIFICATION.md names is there to be run.
+func TestSpecificationNamesItsChecks(t *testing.T) {
+	spec, err := os.ReadFile("SPECIFICATION.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := exec.Command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.go").Output()
+	if err != nil {
+		t.Skip("SKIP: this is no git checkout")
+	}
+	var sources strings.Builder
+	for _, name := range strings.Split(strings.TrimSuffix(string(files), "\x00"), "\x00") {
+		if b, err := os.ReadFile(name); err == nil {
+			sources.Write(b)
+		}
+	}
+	promises := 0
+	for line := range strings.Lines(string(spec)) {
+		columns := strings.Split(line, "|")
+		if len(columns) != 5 {
+			continue
+		}
+		for _, name := range regexp.MustCompile("`(Test[A-Za-z]+|[a-z0-9]+_[a-z0-9_]+)`").FindAllStringSubmatch(columns[3], -1) {
+			promises++
+			// A test's function, a figure's name, or the beginning of one that is put together.
+			if !strings.Contains(sources.String(), "func "+name[1]+"(") && !strings.Contains(sources.String(), `"`+name[1]+`"`) {
+				t.Errorf("nothing checks %q: %s is nowhere", strings.TrimSpace(columns[1]), name[1])
+			}
+		}
+	}
+	if promises < 20 {
+		t.Errorf("only %d checks were found", promises)
 	}
 }

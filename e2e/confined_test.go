@@ -55,7 +55,7 @@ func TestVMMsAreConfined(t *testing.T) {
 		t.Errorf("cgroups that are left: %v, %v", left, err)
 	}
 
-	free := b.vm("--unjailed", "--wait", "agent")
+	free := b.vm("--backend", "qemu", "--unjailed", "--wait", "agent")
 	v := b.inspect(free)
 	if c := v.Confinement; c == nil || c.UID != 0 || c.OwnFiles || !c.Seccomp || !strings.Contains(strings.Join(v.Notes, "\n"), "not confined") {
 		t.Errorf("a VMM that is not to be confined: %+v, %q", c, v.Notes)

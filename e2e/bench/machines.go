@@ -86,7 +86,7 @@ func jailCost(b *bench) ([]Figure, error) {
 	}
 	run := func(more ...string) func() error {
 		return func() error {
-			_, err := b.banger(append(append([]string{"run", "--rm", "--image", "tiny"}, more...), "--", "true")...)
+			_, err := b.banger(append(append([]string{"run", "--rm", "--backend", "qemu", "--image", "tiny"}, more...), "--", "true")...)
 			return err
 		}
 	}

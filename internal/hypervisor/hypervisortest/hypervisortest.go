@@ -30,14 +30,14 @@ import (
 // limit bounds every wait for a guest. It is no measure: a host may be busy.
 const limit = 3 * time.Minute
 
-// Suite is a hypervisor to test. As root its machines are confined, for which the tests' main
-// function calls jail.Main.
+// Suite is a hypervisor to test.
 type Suite struct {
 	// New makes the hypervisor, as a daemon that has just started would.
 	New     func() hypervisor.Hypervisor
 	Accel   hypervisor.Accel
 	UserNet bool // it has the network mode user
 	Saves   bool // its machines can be saved
+	Jails   bool // as root it confines them, for which the tests' main function calls jail.Main
 
 	Kernel    string
 	Initramfs string // see Initramfs
@@ -133,7 +133,7 @@ func Initramfs(t testing.TB, modules string) string {
 // Spec is a machine of two CPUs, 256 MiB and no devices beyond the usual, in dir.
 func (s Suite) Spec(dir string) hypervisor.MachineSpec {
 	return hypervisor.MachineSpec{
-		VMID: "test-" + fmt.Sprint(os.Getpid()), Dir: dir, Jailed: jail.Check() == nil, Accel: s.Accel, CPUs: 2, MemoryBytes: 256 << 20,
+		VMID: "test-" + fmt.Sprint(os.Getpid()), Dir: dir, Jailed: s.Jails && jail.Check() == nil, Accel: s.Accel, CPUs: 2, MemoryBytes: 256 << 20,
 		Kernel: s.Kernel, Initramfs: s.Initramfs,
 	}
 }

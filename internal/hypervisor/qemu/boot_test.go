@@ -39,6 +39,7 @@ func testConformance(t *testing.T, accel hypervisor.Accel) {
 		Accel:     accel,
 		UserNet:   true,
 		Saves:     true,
+		Jails:     true,
 		Kernel:    kernel,
 		Initramfs: hypervisortest.Initramfs(t, modules),
 	}.Run(t)
