@@ -24,8 +24,8 @@ demo: deps build runtime ## set up what is missing, then run a command in a fres
 test: deps build runtime check ## set up what is missing, then pass every test, VMs included
 	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m ./...
 
-test-long: deps build runtime ## what takes long: 200 crashes of the daemon among random verbs; Docker in a VM
-	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m -v -run 'TestRandomVerbsAndCrashes|TestDocker' ./e2e -rounds 200 -long
+test-long: deps build runtime ## what takes long: 200 crashes of the daemon among random verbs; Docker in a VM; Debian as a container image
+	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m -v -run 'TestRandomVerbsAndCrashes|TestDocker|TestDebianAsAContainerImage' ./e2e -rounds 200 -long
 
 check: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted"; exit 1; }

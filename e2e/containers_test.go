@@ -207,8 +207,8 @@ func TestLayeredImagesBoot(t *testing.T) {
 
 // All of Debian, out through an OCI archive and in again.
 func TestDebianAsAContainerImage(t *testing.T) {
-	if *rounds < 200 {
-		t.Skip("SKIP: it takes minutes, as those that make test-long gives -rounds 200")
+	if !*long {
+		t.Skip("SKIP: it takes minutes; make test-long runs it")
 	}
 	b := newBanger(t)
 	archive := filepath.Join(t.TempDir(), "debian.tar")
