@@ -52,7 +52,6 @@ type (
 	balloon struct {
 		AmountMiB    int64 `json:"amount_mib"`
 		DeflateOnOOM bool  `json:"deflate_on_oom"`
-		StatsSeconds int   `json:"stats_polling_interval_s"`
 		Reporting    bool  `json:"free_page_reporting,omitempty"`
 	}
 	tokenBucket struct {
@@ -98,7 +97,7 @@ func configuration(spec hypervisor.MachineSpec, has features) []call {
 		put("/vsock", vsock{CID: guestCID, Path: vsockSocket}),
 		put("/entropy", entropy{}),
 		// Empty, it takes nothing from the guest; it is there for what the guest gives back.
-		put("/balloon", balloon{DeflateOnOOM: true, StatsSeconds: 1, Reporting: has.pageReporting}),
+		put("/balloon", balloon{DeflateOnOOM: true, Reporting: has.pageReporting}),
 	)
 	if has.serialLimit {
 		calls = append(calls, put("/serial", serial{tokenBucket{Size: serialBytes, Burst: serialBurst, RefillTime: 1000}}))

@@ -39,7 +39,7 @@ PUT /drives/disk1 {"drive_id":"disk1","path_on_host":"FILE","is_read_only":true,
 PUT /network-interfaces/net0 {"iface_id":"net0","host_dev_name":"bgr0123456789ab","guest_mac":"02:00:00:00:00:01"}
 PUT /vsock {"guest_cid":3,"uds_path":"vsock.sock"}
 PUT /entropy {}
-PUT /balloon {"amount_mib":0,"deflate_on_oom":true,"stats_polling_interval_s":1,"free_page_reporting":true}
+PUT /balloon {"amount_mib":0,"deflate_on_oom":true,"free_page_reporting":true}
 PUT /actions {"action_type":"InstanceStart"}
 `
 	if want = strings.ReplaceAll(want, "FILE", file); string(got) != want {
@@ -321,7 +321,7 @@ func TestExplain(t *testing.T) {
 		"bad syscall":  {fmt.Sprintf(line, "ERROR", "Firecracker exiting with error. exit_code=148"), "a system call that its filter forbids", false},
 		"with words": {fmt.Sprintf(line, "ERROR", "Unable to read from \x1b[2Jdisk") + fmt.Sprintf(line, "ERROR", "Failed to read: MissingAddressRange") +
 			fmt.Sprintf(line, "ERROR", "Firecracker exiting with error. exit_code=1"), "Firecracker failed: Unable to read from  [2Jdisk", false},
-		"suddenly": {fmt.Sprintf(line, "INFO", "Running"), "Firecracker ended unexpectedly", false},
+		"suddenly": {fmt.Sprintf(line, "ERROR", "Something else"), "Firecracker ended unexpectedly", false},
 		"no log":   {"", "Firecracker ended unexpectedly", false},
 	} {
 		dir := t.TempDir()

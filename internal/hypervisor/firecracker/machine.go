@@ -136,7 +136,7 @@ func (m *machine) explain() hypervisor.Exit {
 		e.Reason = fmt.Sprintf("Firecracker was killed by signal %d (%v)", status.Signal(), status.Signal())
 	case known && ends[code] != "":
 		e.Reason = "Firecracker failed: " + ends[code]
-	case words != "":
+	case known && words != "": // else they may be of long ago
 		e.Reason = "Firecracker failed: " + words
 	default:
 		e.Reason = "Firecracker ended unexpectedly"
