@@ -26,6 +26,8 @@ test: deps build runtime check ## set up what is missing, then pass every test, 
 
 test-long: deps build runtime ## what takes long: 200 crashes of the daemon among random verbs; Docker in a VM; Debian as a container image
 	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m -v -run 'TestRandomVerbsAndCrashes|TestDocker|TestDebianAsAContainerImage' ./e2e -rounds 200 -long
+	@$(MAKE) deb
+	go test -count=1 -v -run TestDeb ./packaging
 
 check: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
@@ -51,6 +53,37 @@ runtime: deps build ## build what the runtime bundle in ./runtime lacks
 lab-image: deps build ## build the lab's image, which takes a minute
 	go run ./e2e/lab image
 
+# What make install puts where is a tree below build/stage, made anew each time.
+PREFIX   ?= /usr/local
+STAGE    := build/stage
+RELEASE  := $(GO) build -trimpath -buildvcs=false -ldflags '-s -w $(STAMP)'
+
+stage: build
+	@rm -rf $(STAGE) && mkdir -p $(STAGE)$(PREFIX)/bin $(STAGE)$(PREFIX)/lib/banger
+	$(RELEASE) -o $(STAGE)$(PREFIX)/bin/ ./cmd/banger ./cmd/bangerd
+	cp $(AGENT) $(STAGE)$(PREFIX)/bin/
+	$(GO) run ./packaging/docs install $(STAGE)$(PREFIX)/share
+	$(STAGE)$(PREFIX)/bin/banger system install --root $(STAGE) --prefix $(PREFIX) >/dev/null
+
+install: stage ## install programs, man pages, completions and units; PREFIX=/usr/local DESTDIR=
+	cd $(STAGE)$(PREFIX) && find . -type d -exec install -d "$(DESTDIR)$(PREFIX)/{}" \;
+	cd $(STAGE)$(PREFIX) && find . -type f -executable -exec install -m 755 {} "$(DESTDIR)$(PREFIX)/{}" \;
+	cd $(STAGE)$(PREFIX) && find . -type f ! -executable -exec install -m 644 {} "$(DESTDIR)$(PREFIX)/{}" \;
+	@[ ! -e $(RUNTIME)/bundle.json ] || packaging/install-bundle.sh $(STAGE)$(PREFIX)/bin "$(DESTDIR)$(PREFIX)/lib/banger" $(RUNTIME)
+
+uninstall: stage ## remove exactly what install puts there, and the runtime bundle
+	cd $(STAGE)$(PREFIX) && find . -type f -exec rm -f "$(DESTDIR)$(PREFIX)/{}" \;
+	rm -rf "$(DESTDIR)$(PREFIX)/lib/banger" "$(DESTDIR)$(PREFIX)/lib/banger.previous"
+	@rmdir "$(DESTDIR)$(PREFIX)/share/doc/banger" 2>/dev/null || true
+
+deb: ## make build/banger_VERSION_ARCH.deb
+	$(MAKE) stage PREFIX=/usr
+	packaging/deb/make.sh '$(VERSION)' '$(DATE)'
+
+docs: ## make the pages of docs that are made of the commands, the settings and the API
+	$(GO) run ./packaging/docs pages docs
+	go test -count=1 -run TestOpenAPI ./internal/server -update
+
 lab: deps build ## boot the lab, a VM that is a whole host, to work in
 	go run ./e2e/lab up
 
@@ -67,4 +100,4 @@ clean: ## remove what was built, but not the runtime bundle
 	@[ ! -x $(BIN)/banger ] || go run ./e2e/lab down
 	rm -rf build $(AGENT)
 
-.PHONY: help demo test test-long check deps build build-faults runtime lab-image lab test-lab bench bench-long clean
+.PHONY: help demo test test-long check deps build build-faults runtime stage install uninstall deb docs lab-image lab test-lab bench bench-long clean

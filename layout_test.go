@@ -39,7 +39,7 @@ func packages(t *testing.T) []listed {
 // rules say what a package may import of banger's own; packages that are not named here
 // may import any but those that closed keeps to themselves.
 var rules = map[string][]string{
-	"banger/internal/cli":         {"banger/api", "banger/internal/config", "banger/internal/errs"},
+	"banger/internal/cli":         {"banger/api", "banger/internal/config", "banger/internal/errs", "banger/internal/service"},
 	"banger/internal/host":        {"banger/internal/errs"},
 	"banger/internal/jail":        {"banger/internal/errs", "banger/internal/host"},
 	"banger/internal/undo":        {},
@@ -60,7 +60,7 @@ var closed = map[string][]string{
 	"banger/internal/store":  {"banger/internal/daemon"},
 	"banger/internal/server": {"banger/internal/daemon"},
 	"banger/internal/daemon": {"banger/cmd/bangerd"},
-	"banger/internal/cli":    {"banger/cmd/banger"},
+	"banger/internal/cli":    {"banger/cmd/banger", "banger/packaging/docs"},
 	"banger/internal/guestd": {"banger/cmd/banger-guest"},
 }
 

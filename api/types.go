@@ -306,6 +306,8 @@ type Check struct {
 	Status string `json:"status" enum:"ok,warning,failed"`
 	Detail string `json:"detail" doc:"What was found, as a sentence"`
 	Hint   string `json:"hint,omitempty" doc:"What to do about it"`
+	// Fix is a command, word by word, that mends it and takes nothing away from anyone.
+	Fix []string `json:"fix,omitempty" doc:"The command that mends it, word by word"`
 }
 
 // SSH is what an SSH client needs to reach VMs.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
+
 	"banger/internal/config"
 	"banger/internal/daemon"
 	"banger/internal/errs"
@@ -85,5 +87,7 @@ func run(ready io.WriteCloser, flags map[string]string) error {
 		if ready != os.Stderr {
 			ready.Close()
 		}
+		// Where systemd has started us it waits for that. An error is of a host without it.
+		_, _ = sd.SdNotify(true, sd.SdNotifyReady)
 	})
 }

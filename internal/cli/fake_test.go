@@ -460,7 +460,8 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 	})
 	handle("GET /v1/doctor", func(*http.Request) (any, *api.Error) {
 		return []api.Check{{Name: "qemu", Status: "ok", Detail: "QEMU 7.2"},
-			{Name: "kvm", Status: "failed", Detail: "no \x1b[31mKVM", Hint: "use tcg"}}, nil
+			{Name: "kvm", Status: "failed", Detail: "no \x1b[31mKVM", Hint: "use tcg"},
+			{Name: "tools", Status: "warning", Detail: "missing: mmdebstrap", Hint: "install it", Fix: []string{"touch", "fixed file"}}}, nil
 	})
 	handle("GET /v1/ssh", func(*http.Request) (any, *api.Error) {
 		s := api.SSH{IdentityFile: filepath.Join(f.root, "id_ed25519")}

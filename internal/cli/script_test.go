@@ -64,8 +64,13 @@ func fakeDaemon() {
 type fakeKey struct{}
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+	testscript.Run(t, scriptParams("testdata/script"))
+}
+
+// scriptParams are those of the scripts in dir, each of which has a banger of its own.
+func scriptParams(dir string) testscript.Params {
+	return testscript.Params{
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			state := filepath.Join(env.WorkDir, "state")
@@ -88,7 +93,7 @@ func TestScripts(t *testing.T) {
 			"journal": journalHas,
 			"vm":      alterVM,
 		},
-	})
+	}
 }
 
 // startFake is the script command `daemon`: a fake daemon serves from now on.

@@ -13,11 +13,11 @@ import (
 func (a *app) systemCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "system",
-		Short:   "Compare the host with what banger knows, and set it right",
+		Short:   "Compare the host with what banger knows, set it right, and install the daemon",
 		Example: "  banger system census",
 	}
 	group(cmd)
-	cmd.AddCommand(a.censusCommand(), a.verifyCommand(), a.sweepCommand())
+	cmd.AddCommand(a.censusCommand(), a.verifyCommand(), a.sweepCommand(), a.systemInstallCommand(), a.systemUninstallCommand())
 	return cmd
 }
 

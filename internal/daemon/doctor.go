@@ -26,7 +26,8 @@ const lowSpace = 2 << 30
 // doctor examines what VMs need of the host, each thing by trying it.
 func (d *Daemon) doctor(ctx context.Context) []api.Check {
 	checks := []api.Check{d.checkQEMU(ctx), d.checkFirecracker(ctx), d.checkAccel(ctx), d.checkConfinement(ctx), d.checkBundle(ctx), d.checkDisks(ctx), d.checkNames(), d.checkSpace()}
-	return append(checks, d.checkNetwork(ctx)...)
+	checks = append(checks, d.checkNetwork(ctx)...)
+	return append(checks, d.checkHost(ctx)...)
 }
 
 func finding(name, status, detail string, err error) api.Check {

@@ -105,6 +105,26 @@ func (a artefact) wanted(only []string) bool {
 	return len(only) == 0 || slices.ContainsFunc(only, a.matches)
 }
 
+// Missing lists what the bundle in dir lacks of that which a build makes unasked, apart from what
+// may be left out.
+func Missing(dir string, description []byte) ([]string, error) {
+	spec, err := ParseSpec(description)
+	if err != nil {
+		return nil, err
+	}
+	r, err := ReadRecord(dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, a := range artefacts(dir, spec) {
+		if a.wanted(nil) && !a.spare && !r.Has(a.name) {
+			out = append(out, a.name)
+		}
+	}
+	return out, nil
+}
+
 func names(all []artefact) string {
 	var out []string
 	for _, a := range all {

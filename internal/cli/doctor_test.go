@@ -1,0 +1,42 @@
+package cli
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"banger/api"
+)
+
+func TestMend(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "it's fixed")
+	var said bytes.Buffer
+	a := &app{Program: Program{Stderr: &said, Env: os.Environ()}}
+	checks := []api.Check{
+		{Name: "a", Status: "ok", Fix: []string{"touch", file + " a"}},
+		{Name: "b", Status: "warning", Detail: "no fix"},
+		{Name: "c", Status: "failed", Detail: "broken", Fix: []string{"false"}},
+		{Name: "d", Status: "warning", Detail: "missing", Fix: []string{"touch", file}},
+	}
+	tried, err := a.mend(t.Context(), checks, true)
+	if err != nil || !tried {
+		t.Errorf("tried: %v, %v", tried, err)
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(file + " a"); err == nil {
+		t.Error("what was well was mended")
+	}
+	if !strings.Contains(said.String(), "c: broken") || !strings.Contains(said.String(), "false: exit status 1") {
+		t.Errorf("said %s", &said)
+	}
+	if got := commandLine([]string{"touch", "it's"}); got != `touch 'it'\''s'` {
+		t.Errorf("shown as %s", got)
+	}
+	if tried, err := a.mend(t.Context(), checks[:2], true); tried || err != nil {
+		t.Errorf("nothing to mend: %v, %v", tried, err)
+	}
+}
