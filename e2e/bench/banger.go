@@ -21,6 +21,7 @@ type bench struct {
 	bin     string // directory of the programs
 	state   string
 	scratch string
+	budget  string // of templates; empty: none are made while something else is measured
 	client  *api.Client
 }
 
@@ -46,7 +47,7 @@ func (b *bench) close() error {
 
 func (b *bench) env() []string {
 	return append(os.Environ(), "BANGER_STATE_DIR="+b.state, "BANGER_HOSTS_FILE="+filepath.Join(b.scratch, "hosts"),
-		"BANGER_TEMPLATE_BUDGET=0") // what is measured is a cold start, but for measurements of warm ones
+		"BANGER_TEMPLATE_BUDGET="+cmp.Or(b.budget, "0"))
 }
 
 // banger runs the built command and returns its output.
