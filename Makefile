@@ -21,10 +21,10 @@ demo: deps build runtime ## set up what is missing, then run a command in a fres
 	@$(BIN)/banger daemon stop >/dev/null 2>&1 || true # one of an older build, perhaps; VMs run on
 	$(BIN)/banger run --rm -- sh -c 'cat /etc/os-release; uname -a'
 
-test: deps build runtime check ## set up what is missing, then pass every test, VMs included
+test: deps build guests check ## set up what is missing, then pass every test, VMs included
 	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m ./...
 
-test-long: deps build runtime ## what takes long: 200 crashes of the daemon among random verbs; Docker in a VM; Debian as a container image
+test-long: deps build guests ## what takes long: 200 crashes of the daemon among random verbs; Docker in a VM; Debian as a container image
 	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m -v -run 'TestRandomVerbsAndCrashes|TestDocker|TestDebianAsAContainerImage' ./e2e -rounds 200 -long
 	@$(MAKE) deb
 	go test -count=1 -v -run TestDeb ./packaging
@@ -49,6 +49,10 @@ build-faults: ## build the programs that can be told to fail or die at any step,
 
 runtime: deps build ## build what the runtime bundle in ./runtime lacks
 	@$(SCRATCH) $(BIN)/banger runtime build; status=$$?; $(SCRATCH) $(BIN)/banger daemon stop; exit $$status
+
+# Tests and measurements want no program that others release, and so nothing but Debian's mirrors.
+guests: deps build ## of that only the kernel and the images
+	@$(SCRATCH) $(BIN)/banger runtime build kernel image/tiny image/debian; status=$$?; $(SCRATCH) $(BIN)/banger daemon stop; exit $$status
 
 lab-image: deps build ## build the lab's image, which takes a minute
 	go run ./e2e/lab image
@@ -90,14 +94,14 @@ lab: deps build ## boot the lab, a VM that is a whole host, to work in
 test-lab: deps build build-faults ## pass the tests that need such a host; ARGS="-keep internal/disk" for some, in a lab that stays
 	go run ./e2e/lab test $(ARGS)
 
-bench: deps build runtime ## measure; every figure is a ratio against a bare baseline, also in build/bench.json
+bench: deps build guests ## measure; every figure is a ratio against a bare baseline, also in build/bench.json
 	$(GO) run ./e2e/bench -o build/bench.json
 
-bench-long: deps build runtime ## the measurements that take long: 200 starts, half of them on a busy host
+bench-long: deps build guests ## the measurements that take long: 200 starts, half of them on a busy host
 	$(GO) run ./e2e/bench -long -o build/bench-long.json
 
 clean: ## remove what was built, but not the runtime bundle
 	@[ ! -x $(BIN)/banger ] || go run ./e2e/lab down
 	rm -rf build $(AGENT)
 
-.PHONY: help demo test test-long check deps build build-faults runtime stage install uninstall deb docs lab-image lab test-lab bench bench-long clean
+.PHONY: help demo test test-long check deps build build-faults runtime guests stage install uninstall deb docs lab-image lab test-lab bench bench-long clean

@@ -64,7 +64,7 @@ type banger struct {
 func newBanger(t *testing.T) *banger {
 	t.Helper()
 	if _, err := os.Stat(filepath.Join(os.Getenv("BANGER_RUNTIME_DIR"), "bundle.json")); err != nil {
-		t.Skipf("SKIP: there is no runtime bundle (%v); make runtime builds it", err)
+		t.Skipf("SKIP: there is no runtime bundle (%v); make guests builds it", err)
 	}
 	return bangerIn(t, t.TempDir())
 }

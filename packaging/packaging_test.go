@@ -108,7 +108,7 @@ func TestDeb(t *testing.T) {
 	}
 	images, err := filepath.Glob("../runtime/images/debian/rootfs-*.ext4")
 	if err != nil || len(images) == 0 {
-		t.Skip("SKIP: there is no image of Debian; make runtime builds it")
+		t.Skip("SKIP: there is no image of Debian; make guests builds it")
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("SKIP: only root can change its root directory")

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"math"
 
 	"github.com/spf13/cobra"
 
@@ -134,19 +135,19 @@ func (a *app) rmCommand() *cobra.Command {
 
 // stopLimit is the flag that bounds how long a guest may take to power off.
 type stopLimit struct {
-	seconds int
+	seconds uint
 	cmd     *cobra.Command
 }
 
 func (l *stopLimit) flag(cmd *cobra.Command) {
 	l.cmd = cmd
-	cmd.Flags().IntVarP(&l.seconds, "timeout", "t", 0, "`seconds` that the guest has to power off before it is killed; 0 kills it at once")
-	cmd.Flag("timeout").DefValue = "" // the daemon's
+	cmd.Flags().UintVarP(&l.seconds, "timeout", "t", 0, "`seconds` that the guest has to power off before it is killed; 0 kills it at once")
 }
 
 func (l *stopLimit) request() api.StopVM {
 	if !l.cmd.Flags().Changed("timeout") {
 		return api.StopVM{}
 	}
-	return api.StopVM{TimeoutSeconds: &l.seconds}
+	seconds := int(min(l.seconds, math.MaxInt32))
+	return api.StopVM{TimeoutSeconds: &seconds}
 }
