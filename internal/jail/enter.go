@@ -161,7 +161,7 @@ func (j Jail) enter() error {
 	if err := j.drop(); err != nil {
 		return fmt.Errorf("give up being root: %w", err)
 	}
-	return nil
+	return forbidLoops()
 }
 
 func (l Limits) set() error {

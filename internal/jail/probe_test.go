@@ -90,6 +90,7 @@ func look(of target) (v view) {
 		"reach the host":         func() error { _, err := net.Dial("tcp", of.Listener); return err },
 		"open files by the 1000": openMany,
 		"fill the host's disk":   func() error { return fill(of.Own) },
+		"change a loop device":   changeLoop,
 	} {
 		v.Refused[what] = name(try())
 	}
@@ -133,6 +134,18 @@ func openMany() error {
 		all = append(all, f)
 	}
 	return nil
+}
+
+// changeLoop asks for what loop devices do for everyone. There need be none: that they are asked
+// is too much.
+func changeLoop() error {
+	f, err := os.Open(os.Args[0])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const change = 0x4c06 // LOOP_CHANGE_FD
+	return unix.IoctlSetInt(int(f.Fd()), change, int(f.Fd()))
 }
 
 func fill(path string) error {
