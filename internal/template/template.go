@@ -122,6 +122,9 @@ func (s *Shelf) Commit(ctx context.Context, st *Stage, t Template) (Template, er
 		}
 		t.Sums[name] = sum
 	}
+	if err := syncFile(filepath.Join(st.Dir, filepath.Base(t.Disk.Path))); err != nil { // a whole one has no sum
+		return t, err
+	}
 	var err error
 	if t.Bytes, err = st.stage.Bytes(); err != nil {
 		return t, err
@@ -305,15 +308,24 @@ func (s *Shelf) checkFile(path string, want uint32) error {
 }
 
 func syncAndSum(path string) (uint32, error) {
+	if err := syncFile(path); err != nil {
+		return 0, err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	if err := errors.Join(host.Fault("sync "+filepath.Base(path)), f.Sync()); err != nil {
-		return 0, err
-	}
 	return sumOf(f)
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return errors.Join(host.Fault("sync "+filepath.Base(path)), f.Sync())
 }
 
 // sumOf sums where a file has data and what it is, with what CPUs have an instruction for: 100

@@ -206,3 +206,27 @@ func TestRetiredTemplatesKeepTheirDisks(t *testing.T) {
 		t.Errorf("names: %q, %v", names, err)
 	}
 }
+
+// A whole disk has no sum: that it got to the host's disk must be sure before its record does.
+func TestAWholeDiskIsSyncedFirst(t *testing.T) {
+	s := &Shelf{Root: filepath.Join(t.TempDir(), "templates")}
+	for _, there := range []bool{true, false} { // what can't be opened can't be synced
+		st, err := s.Begin("one")
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw := filepath.Join(st.Dir, "root.img")
+		if there {
+			if err := os.WriteFile(raw, make([]byte, 4096), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err = s.Commit(t.Context(), st, Template{Name: st.Name, Key: "k", Disk: disk.Base{Path: raw, Bytes: 4096, Driver: "copy"}})
+		if (err == nil) != there {
+			t.Errorf("committed with a disk %v: %v", there, err)
+		}
+		if err := errors.Join(st.Discard(), s.Remove("one")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
