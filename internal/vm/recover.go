@@ -222,7 +222,9 @@ func (m *Manager) Rebuild(ctx context.Context) (restored, unreadable []string, e
 		case errs.KindOf(err) != errs.NotFound:
 			return restored, unreadable, err
 		}
-		// A copy may be older than the row was: Recover looks for what each could have.
+		// A copy may be older than the row was: Recover looks for what each could have, and its
+		// guest may have written to its disk.
+		v.Pristine = false
 		owns := []Change{{KindDirectory, Live}, {KindDisk, Live}, {KindAttached, Live}, {KindMachine, Live}}
 		if v.Spec.Net == NetBridge {
 			owns = append(owns, Change{KindNetwork, Live})
