@@ -37,7 +37,9 @@ const (
 type Template struct {
 	Name string `json:"-"`
 	Dir  string `json:"-"`
-	Key  string `json:"key"` // of all that a machine must have in common with it to go on from it
+	Key  string `json:"key"` // of all that a VM must have in common with it to go on from it
+
+	Machine string `json:"machine"` // key of its machine alone
 
 	Image       string `json:"image"`
 	Kernel      string `json:"kernel"`

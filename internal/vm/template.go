@@ -99,7 +99,7 @@ func (m *Manager) MakeTemplate(ctx context.Context, o *op.Operation, req Request
 	if errs.KindOf(err) != errs.NotFound || t.Key == "" {
 		return t, err
 	}
-	if t, err = m.makeTemplate(ctx, o, req, spec, t.Key, now); err != nil {
+	if t, err = m.makeTemplate(ctx, o, req, spec, t, now); err != nil {
 		return t, errs.New(errs.KindOf(err), "the template of image %s can't be made", spec.Image).Because(err)
 	}
 	if err := m.EvictTemplates(ctx, t.Name); err != nil {
@@ -115,7 +115,7 @@ func (x *templatesMaking) set(now *making) {
 }
 
 // makeTemplate makes a template that there is not.
-func (m *Manager) makeTemplate(ctx context.Context, o *op.Operation, req Request, spec Spec, key string, now *making) (_ template.Template, err error) {
+func (m *Manager) makeTemplate(ctx context.Context, o *op.Operation, req Request, spec Spec, keys template.Template, now *making) (_ template.Template, err error) {
 	lease := m.OpenLease() // with which the VM goes, whatever comes
 	defer func() {
 		end := context.WithoutCancel(ctx)
@@ -150,7 +150,7 @@ func (m *Manager) makeTemplate(ctx context.Context, o *op.Operation, req Request
 		return template.Template{}, err
 	}
 	return m.Templates.Commit(ctx, stage, template.Template{
-		Name: stage.Name, Key: key, Image: spec.Image, Kernel: spec.Kernel, CPUs: spec.CPUs, MemoryBytes: spec.MemoryBytes,
+		Name: stage.Name, Key: keys.Key, Machine: keys.Machine, Image: spec.Image, Kernel: spec.Kernel, CPUs: spec.CPUs, MemoryBytes: spec.MemoryBytes,
 		Net: string(spec.Net), Accel: string(v.Machine.Accel), MAC: v.MAC, Disk: volume.Freeze(), CreatedAt: time.Now().UTC(),
 	})
 }
@@ -248,11 +248,11 @@ func (m *Manager) EvictTemplates(ctx context.Context, spare string) error {
 // PruneTemplates is EvictTemplates for a budget in bytes; it returns what it removed.
 func (m *Manager) PruneTemplates(ctx context.Context, budget int64, spare string) (gone []template.Template, err error) {
 	err = m.withoutUsers(ctx, func(users map[string][]string) error {
-		all, err := m.Templates.List()
+		names, err := m.Templates.Names() // first: one that is committed by now is not damaged
 		if err != nil {
 			return err
 		}
-		names, err := m.Templates.Names()
+		all, err := m.Templates.List()
 		if err != nil {
 			return err
 		}

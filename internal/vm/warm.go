@@ -55,9 +55,20 @@ func baseOf(img image.Image) disk.Base {
 // formats changes when machines of an earlier banger can't be gone on from.
 const formats = "1"
 
-// templateKey is a digest of all that v's machine must have in common with one that it goes on
-// from: its VMM, CPU and devices, its kernel, and the image and size of its disk.
-func (m *Manager) templateKey(ctx context.Context, v VM, img image.Image, k kernel.Kernel) (string, error) {
+// templateKey is a digest of all that v must have in common with what it goes on from: that of
+// its machine, which is returned too, and the image and size of its disk.
+func (m *Manager) templateKey(ctx context.Context, v VM, img image.Image, k kernel.Kernel) (key, machine string, err error) {
+	if machine, err = m.machineKey(ctx, v, k); err != nil {
+		return "", "", err
+	}
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s\n%s %s\n%d %s", machine, img.SHA256, img.Path, v.Spec.DiskBytes, v.Spec.DiskDriver)
+	return hex.EncodeToString(sum.Sum(nil)), machine, nil
+}
+
+// machineKey is a digest of what v's machine would be if it were launched now, but for its disk:
+// its VMM, CPU and devices, and its kernel.
+func (m *Manager) machineKey(ctx context.Context, v VM, k kernel.Kernel) (string, error) {
 	initramfs, err := m.Kernels.Initramfs(ctx, k)
 	if err != nil {
 		return "", err
@@ -84,11 +95,12 @@ func (m *Manager) templateKey(ctx context.Context, v VM, img image.Image, k kern
 		}
 	}
 	sum := sha256.New()
-	fmt.Fprintf(sum, "%s\n%s\n%s %s\n%s %s %d\n%d %s", formats, kin, img.SHA256, img.Path, k.SHA256, filepath.Base(initramfs), modules, v.Spec.DiskBytes, v.Spec.DiskDriver)
+	fmt.Fprintf(sum, "%s\n%s\n%s %s %d", formats, kin, k.SHA256, filepath.Base(initramfs), modules)
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// templateOf finds the template for v. errs.NotFound if there is none.
+// templateOf finds the template for a VM of this spec. errs.NotFound if there is none: then only
+// its keys are returned.
 func (m *Manager) templateOf(ctx context.Context, spec Spec) (template.Template, error) {
 	img, err := m.Images.Image(spec.Image)
 	if err != nil {
@@ -98,12 +110,12 @@ func (m *Manager) templateOf(ctx context.Context, spec Spec) (template.Template,
 	if err != nil {
 		return template.Template{}, err
 	}
-	key, err := m.templateKey(ctx, VM{Spec: spec}, img, k)
+	key, machine, err := m.templateKey(ctx, VM{Spec: spec}, img, k)
 	if err != nil {
 		return template.Template{}, err
 	}
 	t, err := m.Templates.Find(key)
-	t.Key = key
+	t.Key, t.Machine = key, machine
 	return t, err
 }
 
@@ -121,7 +133,7 @@ func (m *Manager) layOnTemplate(ctx context.Context, req Request, v VM, img imag
 		return v, nil
 	}
 	var t template.Template
-	key, err := m.templateKey(ctx, v, img, k)
+	key, _, err := m.templateKey(ctx, v, img, k)
 	if err == nil {
 		t, err = m.Templates.Find(key)
 	}
@@ -202,11 +214,8 @@ func (m *Manager) bootOrFallBack(ctx context.Context, o *op.Operation, v VM, beg
 		return m.boot(ctx, o, v, begin, wait, nil)
 	}
 	if boot != Cold {
-		t, err := m.Templates.Get(v.Template)
-		if err == nil && !t.Retired() {
-			err = m.Templates.Check(t)
-		}
-		if err == nil && !t.Retired() {
+		t, err := m.fromWhich(ctx, v)
+		if err == nil {
 			started, err := m.boot(ctx, o, v, begin, wait, &t)
 			failed, ofTemplate := errors.AsType[fromTemplate](err)
 			_, left := errors.AsType[leftBehind](err)
@@ -221,11 +230,45 @@ func (m *Manager) bootOrFallBack(ctx context.Context, o *op.Operation, v VM, beg
 			if _, err := m.update(ctx, v.ID, "started again", func(*VM) error { return nil }, starting(v)...); err != nil {
 				return v, err
 			}
-		} else if err != nil {
-			m.distrust(ctx, t, err)
+		} else if boot == Warm {
+			return v, errs.New(errs.Unavailable, "VM %s can't start warm", v.Name).Because(err).Try("leave --warm out")
+		} else {
+			m.Log.Info("a VM does not go on from its template", "vm", v.ID, "template", v.Template, "err", err)
 		}
 	}
 	return m.bootAfresh(ctx, o, v, begin, wait)
+}
+
+// fromWhich returns the template that the disk of v lies on, if v can go on from it now: since v
+// was made, the host may have got another VMM or CPU, or have lost KVM.
+func (m *Manager) fromWhich(ctx context.Context, v VM) (template.Template, error) {
+	if m.TemplateBytes == 0 {
+		return template.Template{}, errors.New("templates are switched off")
+	}
+	t, err := m.Templates.Get(v.Template)
+	switch {
+	case errs.KindOf(err) == errs.NotFound:
+		return t, err
+	case err == nil && t.Retired():
+		return t, errors.New("its template is not used any more")
+	}
+	if err == nil {
+		err = m.Templates.Check(t)
+	}
+	if err != nil {
+		m.distrust(ctx, t, err)
+		return t, err
+	}
+	k, err := m.Kernels.Kernel(v.Spec.Kernel)
+	if err != nil {
+		return t, err
+	}
+	if machine, err := m.machineKey(ctx, v, k); err != nil {
+		return t, err
+	} else if machine != t.Machine {
+		return t, errors.New("its template is of a machine that this host would not make now")
+	}
+	return t, nil
 }
 
 // bootAfresh boots the machine of a VM cold whose guest was to go on from a template, with a
@@ -245,6 +288,14 @@ func (m *Manager) bootAfresh(ctx context.Context, o *op.Operation, v VM, begin t
 			return nil
 		}); err != nil {
 			return x, err
+		}
+	} else { // its guest writes to the disk before its row tells that it runs
+		var err error
+		if v, err = m.update(ctx, v.ID, "not from its template", func(y *VM) error {
+			y.Pristine = false
+			return nil
+		}); err != nil {
+			return v, err
 		}
 	}
 	return m.boot(ctx, o, v, begin, wait, nil)

@@ -112,6 +112,74 @@ func TestAFreshVMStartsWarmOnce(t *testing.T) {
 	}
 }
 
+// Between a VM's creation and its first start the host may change.
+func TestAVMDoesNotGoOnFromATemplateThatDoesNotFitAnyMore(t *testing.T) {
+	for what, change := range map[string]func(*world, *vm.Manager, template.Template){
+		"another VMM":       func(w *world, _ *vm.Manager, _ template.Template) { w.set(func() { w.vmm = "another program" }) },
+		"switched off":      func(_ *world, m *vm.Manager, _ template.Template) { m.TemplateBytes = 0 },
+		"removed by others": func(_ *world, _ *vm.Manager, made template.Template) { os.RemoveAll(made.Dir) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			w, m, made := warmWorld(t)
+			t.Chdir(t.TempDir())
+			if err := os.WriteFile("state", nil, 0o600); err != nil { // somebody's
+				t.Fatal(err)
+			}
+			if _, err := operation(t, func(ctx context.Context, o *op.Operation) error {
+				_, err := m.Create(ctx, o, vm.Request{Name: "web"})
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			change(w, m, made)
+			v := settled(t, m, "web", vm.Stopped)
+			start := func(boot vm.Boot) error {
+				_, err := operation(t, func(ctx context.Context, o *op.Operation) error {
+					_, err := m.Start(ctx, o, v.ID, "", boot)
+					return err
+				})
+				return err
+			}
+			if err := start(vm.Warm); errs.KindOf(err) != errs.Unavailable {
+				t.Errorf("--warm: %v", err)
+			}
+			if err := start(""); err != nil {
+				t.Fatal(err)
+			}
+			if v = settled(t, m, "web", vm.Running); v.StartKind != vm.Cold || v.Template != "" || v.Disk.On.Path != w.base {
+				t.Errorf("started %s, disk %+v", v.StartKind, v.Disk)
+			}
+			if again, err := m.Templates.Get(made.Name); err == nil && again.Retired() {
+				t.Error("the template is retired, and nothing is wrong with it")
+			}
+			if _, err := os.Stat("state"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Of a VM that is known by a copy of its row alone nobody can tell that its guest has never run.
+func TestAVMThatIsKnownAgainBoots(t *testing.T) {
+	w := newWorld(t)
+	w.budget = 1 << 30
+	m, end := w.daemon()
+	makeTemplate(t, m, vm.Request{})
+	if _, err := operation(t, func(ctx context.Context, o *op.Operation) error {
+		_, err := m.Create(ctx, o, vm.Request{Name: "web"})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	w.losesStore()
+	m, end = w.daemon()
+	defer end()
+	if v := settled(t, m, "web", vm.Stopped); v.Pristine || v.Template == "" {
+		t.Errorf("the VM is %+v", v)
+	}
+}
+
 func TestWhatIsWrongWithATemplateIsNobodysTrouble(t *testing.T) {
 	for what, harm := range map[string]func(*world, template.Template){
 		"its machine does not start":  func(w *world, _ template.Template) { w.set(func() { w.fail = "load" }) },
