@@ -38,6 +38,10 @@ const (
 
 	pageBytes = 4096
 	maxName   = 256
+
+	// maxOther bounds what of a stream is held in memory: a real one has a few megabytes of
+	// ROMs and tables at most, and the QEMU that writes it may be its guest's by now.
+	maxOther = 64 << 20
 )
 
 // ramBlock is QEMU's name for the guest's memory; ROMs and the like have others.
@@ -214,6 +218,8 @@ func (s *splitter) pages() {
 
 func (s *splitter) page(at int64, kind uint64, content []byte) {
 	switch {
+	case s.block != ramBlock && len(s.other) > maxOther:
+		s.fail("more than %d MiB of it are not the guest's memory", maxOther>>20)
 	case s.block != ramBlock:
 		s.other = binary.BigEndian.AppendUint64(s.other, uint64(at)|kind)
 		s.other = append(append(s.other, byte(len(s.block))), s.block...)

@@ -127,12 +127,17 @@ func TestSplitRefusesWhatItDoesNotKnow(t *testing.T) {
 			t.Errorf("a stream that is cut after %d bytes was taken", n)
 		}
 	}
+	endless := new(recorded).begin().part(sectionEnd)
+	for endless.Len() < maxOther+2*pageBytes+1<<16 {
+		endless.page("rom", 0, 'x')
+	}
 	for what, r := range map[string]*recorded{
-		"another magic":      new(recorded).numbers(uint32(1), uint32(3)),
-		"an unknown section": new(recorded).numbers(uint32(streamMagic), uint32(streamVersion), uint8(0x55)),
-		"beyond memory":      new(recorded).begin().part(sectionEnd).page(ramBlock, testMemory, 'x').numbers(uint64(ramEnd)).footer(),
-		"a compressed page":  new(recorded).begin().part(sectionEnd).numbers(uint64(0x100)).name(ramBlock),
-		"another section":    new(recorded).begin().numbers(uint8(sectionPart), uint32(7)),
+		"more ROMs than there are": endless.numbers(uint64(ramEnd)).footer(),
+		"another magic":            new(recorded).numbers(uint32(1), uint32(3)),
+		"an unknown section":       new(recorded).numbers(uint32(streamMagic), uint32(streamVersion), uint8(0x55)),
+		"beyond memory":            new(recorded).begin().part(sectionEnd).page(ramBlock, testMemory, 'x').numbers(uint64(ramEnd)).footer(),
+		"a compressed page":        new(recorded).begin().part(sectionEnd).numbers(uint64(0x100)).name(ramBlock),
+		"another section":          new(recorded).begin().numbers(uint8(sectionPart), uint32(7)),
 	} {
 		if _, _, err := splitInto(t, r.Bytes()); err == nil {
 			t.Errorf("%s was taken", what)
