@@ -73,7 +73,7 @@ type Manager struct {
 // NewManager returns a manager of the VMs in the store. Until [Manager.Recover] has been
 // called it knows of no machine. It stops watching machines when ctx ends.
 func NewManager(ctx context.Context, c Config) *Manager {
-	return &Manager{Config: c, ctx: ctx, running: map[string]*running{}}
+	return &Manager{Config: c, ctx: ctx, running: map[string]*running{}, making: templatesMaking{one: make(chan struct{}, 1)}}
 }
 
 // Close lets go of all machines, which run on.
@@ -123,10 +123,9 @@ func (m *Manager) Confinement(v VM) (jail.State, error) {
 // not be removed after that is for the user to see.
 func (m *Manager) List(ctx context.Context) ([]VM, error) {
 	all, err := m.Store.List(ctx)
-	m.making.mu.Lock()
-	now := m.making.current
-	m.making.mu.Unlock()
-	hidden := func(v VM) bool { return v.Spec.Throwaway && now != nil && v.Name == now.vm }
+	hidden := func(v VM) bool {
+		return v.Spec.Throwaway && len(m.making.that(func(x *making) bool { return x.vm == v.Name })) > 0
+	}
 	if !slices.ContainsFunc(all, hidden) {
 		return all, err
 	}

@@ -37,10 +37,10 @@ type Templates interface {
 
 // templatesMaking is what templates are being made.
 type templatesMaking struct {
-	one sync.Mutex // held while one is: each takes a machine of its own
+	one chan struct{} // full while one is: each takes a machine of its own
 
-	mu      sync.Mutex
-	current *making
+	mu  sync.Mutex
+	all []*making // that one, and those that wait for it
 }
 
 type making struct {
@@ -81,20 +81,25 @@ func (m *Manager) MakeTemplate(ctx context.Context, o *op.Operation, req Request
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	now := &making{kernel: spec.Kernel, vm: "template-" + randomHex(4), cancel: cancel, done: make(chan struct{})}
+	if err := m.makeOf(now, spec.Image); err != nil {
+		return template.Template{}, err
+	}
+	m.making.add(now)
+	defer m.making.drop(now)
 	o.Stage("waiting for another template", 0, 0)
-	m.making.one.Lock()
-	defer m.making.one.Unlock()
+	select {
+	case m.making.one <- struct{}{}:
+	case <-ctx.Done():
+		return template.Template{}, ctx.Err()
+	}
+	defer func() { <-m.making.one }()
 	if err := ctx.Err(); err != nil {
 		return template.Template{}, err
 	}
-	img, err := m.Images.Image(spec.Image)
-	if err != nil {
+	if err := m.makeOf(now, spec.Image); err != nil { // its name may mean another by now
 		return template.Template{}, err
 	}
-	now := &making{base: baseOf(img), kernel: spec.Kernel, vm: "template-" + randomHex(4), cancel: cancel, done: make(chan struct{})}
-	m.making.set(now)
-	defer close(now.done)
-	defer m.making.set(nil)
 	t, err := m.templateOf(ctx, spec)
 	if errs.KindOf(err) != errs.NotFound || t.Key == "" {
 		return t, err
@@ -108,10 +113,40 @@ func (m *Manager) MakeTemplate(ctx context.Context, o *op.Operation, req Request
 	return t, nil
 }
 
-func (x *templatesMaking) set(now *making) {
+// makeOf records of which image a template is to be made.
+func (m *Manager) makeOf(x *making, name string) error {
+	img, err := m.Images.Image(name)
+	if err == nil {
+		m.making.mu.Lock()
+		defer m.making.mu.Unlock()
+		x.base = baseOf(img)
+	}
+	return err
+}
+
+func (x *templatesMaking) add(one *making) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.current = now
+	x.all = append(x.all, one)
+}
+
+func (x *templatesMaking) drop(one *making) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.all = slices.DeleteFunc(x.all, func(y *making) bool { return y == one })
+	close(one.done)
+}
+
+// that returns those for which is holds. It is called with a lock held.
+func (x *templatesMaking) that(is func(*making) bool) (all []*making) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, y := range x.all {
+		if is(y) {
+			all = append(all, y)
+		}
+	}
+	return all
 }
 
 // makeTemplate makes a template that there is not.
@@ -289,13 +324,13 @@ func (m *Manager) PruneTemplates(ctx context.Context, budget int64, spare string
 // DropTemplates ends the making of templates of an image or a kernel that is to be removed, and
 // removes those that are there and that no VM lies on.
 func (m *Manager) DropTemplates(ctx context.Context, uses func(base disk.Base, kernel string) bool) error {
-	m.making.mu.Lock()
-	now := m.making.current
-	m.making.mu.Unlock()
-	if now != nil && uses(now.base, now.kernel) {
-		now.cancel()
+	ending := m.making.that(func(x *making) bool { return uses(x.base, x.kernel) })
+	for _, x := range ending { // all at once, or one that waits would begin
+		x.cancel()
+	}
+	for _, x := range ending {
 		select {
-		case <-now.done:
+		case <-x.done:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -314,10 +349,8 @@ func (m *Manager) DropTemplates(ctx context.Context, uses func(base disk.Base, k
 // strayStages returns the stages of templates that nobody is making.
 func (m *Manager) strayStages() ([]string, error) {
 	all, err := m.Templates.Leftovers()
-	m.making.mu.Lock()
-	defer m.making.mu.Unlock()
 	return slices.DeleteFunc(all, func(dir string) bool {
-		return m.making.current != nil && m.making.current.dir == dir
+		return len(m.making.that(func(x *making) bool { return x.dir == dir })) > 0
 	}), err
 }
 

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"banger/internal/disk"
 	"banger/internal/errs"
@@ -271,4 +273,42 @@ func TestTemplatesGoWithTheirImage(t *testing.T) {
 	if all, _, err := m.ListTemplates(t.Context()); err != nil || len(all) != 0 {
 		t.Errorf("templates: %+v, %v", all, err)
 	}
+}
+
+// What waits for another template to be made can be cancelled, and ends with its image.
+func TestTemplatesThatWaitToBeMadeEnd(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.budget = 1 << 30
+		m, end := w.daemon()
+		defer end()
+		w.set(func() { w.silent = true })
+		begin := time.Now()
+		ops := op.NewRegistry(t.Context())
+		var all []*op.Operation
+		for _, cpus := range []int{1, 2, 1} {
+			all = append(all, ops.Start("template", func(ctx context.Context, o *op.Operation) error {
+				_, err := m.MakeTemplate(ctx, o, vm.Request{CPUs: &cpus})
+				return err
+			}))
+			synctest.Wait()
+		}
+		all[1].Cancel()
+		if err := all[1].Wait(t.Context()); err == nil {
+			t.Error("it was cancelled, and has not failed")
+		}
+		if err := m.DropTemplates(t.Context(), func(base disk.Base, _ string) bool { return base.ReadsFrom(filepath.Dir(w.base)) }); err != nil {
+			t.Error(err)
+		}
+		for _, o := range []*op.Operation{all[0], all[2]} {
+			if err := o.Wait(t.Context()); err == nil {
+				t.Error("the image is dropped, and its template was made")
+			}
+		}
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+		if err := m.Unused(t.Context(), "image tiny", func(vm.VM) bool { return true }, func() error { return nil }); err != nil {
+			t.Error(err)
+		}
+	})
 }
