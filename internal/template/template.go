@@ -48,6 +48,7 @@ type Template struct {
 	Net         string `json:"net"`
 	Accel       string `json:"accel"`
 
+	From disk.Base `json:"from"`          // what its disk was made of; a whole disk does not lie on it any more
 	MAC  string    `json:"mac,omitempty"` // of its network device
 	Disk disk.Base `json:"disk"`          // as it was at that moment
 

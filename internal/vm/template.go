@@ -186,7 +186,7 @@ func (m *Manager) makeTemplate(ctx context.Context, o *op.Operation, req Request
 	}
 	return m.Templates.Commit(ctx, stage, template.Template{
 		Name: stage.Name, Key: keys.Key, Machine: keys.Machine, Image: spec.Image, Kernel: spec.Kernel, CPUs: spec.CPUs, MemoryBytes: spec.MemoryBytes,
-		Net: string(spec.Net), Accel: string(v.Machine.Accel), MAC: v.MAC, Disk: volume.Freeze(), CreatedAt: time.Now().UTC(),
+		Net: string(spec.Net), Accel: string(v.Machine.Accel), From: v.Base, MAC: v.MAC, Disk: volume.Freeze(), CreatedAt: time.Now().UTC(),
 	})
 }
 
@@ -338,7 +338,7 @@ func (m *Manager) DropTemplates(ctx context.Context, uses func(base disk.Base, k
 	return m.withoutUsers(ctx, func(users map[string][]string) error {
 		all, err := m.Templates.List()
 		for _, t := range all {
-			if uses(t.Disk, t.Kernel) && len(users[t.Name]) == 0 {
+			if (uses(t.Disk, t.Kernel) || uses(t.From, t.Kernel)) && len(users[t.Name]) == 0 {
 				err = errors.Join(err, m.Templates.Remove(t.Name))
 			}
 		}
