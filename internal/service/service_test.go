@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// systemd takes the units, and rates the hardening of root's OK.
+// systemd takes the units, and rates the exposure of root's medium or better: it wants to have
+// forbidden what the daemon is for (see TestWhatTheSystemUnitAllows).
 func TestUnits(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
@@ -30,7 +31,7 @@ func TestUnits(t *testing.T) {
 	}
 	units := filepath.Join(root, "usr/lib/systemd/system")
 	out, err := exec.Command(analyze, "security", "--offline=true", "--no-pager", filepath.Join(units, "bangerd.service")).CombinedOutput()
-	if err != nil || !strings.Contains(string(out), " OK ") {
+	if err != nil || !strings.Contains(string(out), " OK ") && !strings.Contains(string(out), " MEDIUM ") {
 		t.Errorf("%v: %s", err, out[strings.LastIndex(strings.TrimSpace(string(out)), "\n")+1:])
 	}
 	for _, dir := range []string{units, filepath.Join(root, "usr/lib/systemd/user")} {
