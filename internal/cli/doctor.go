@@ -130,6 +130,9 @@ func (a *app) mend(ctx context.Context, checks []api.Check, yes bool) (tried boo
 		}
 		cmd := exec.CommandContext(ctx, program, c.Fix[1:]...)
 		cmd.Env, cmd.Stdout, cmd.Stderr = a.Env, a.Stderr, a.Stderr // what doctor says goes to standard output
+		if !a.config.DefaultPlaces() {                              // flags have named others
+			cmd.Env = append(a.Env[:len(a.Env):len(a.Env)], a.configEnv()...)
+		}
 		if err := cmd.Run(); err != nil {
 			a.note("%s", fmt.Sprintf("%s: %v", shown(commandLine(c.Fix)), err))
 		}

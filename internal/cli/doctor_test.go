@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"banger/api"
+	"banger/internal/config"
 )
 
 func TestMend(t *testing.T) {
@@ -38,5 +39,24 @@ func TestMend(t *testing.T) {
 	}
 	if tried, err := a.mend(t.Context(), checks[:2], true); tried || err != nil {
 		t.Errorf("nothing to mend: %v, %v", tried, err)
+	}
+}
+
+// A command that mends is of the same banger as the doctor: not of that in the default places.
+func TestMendElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	state, file := filepath.Join(dir, "state"), filepath.Join(dir, "said")
+	c, err := config.Load(func(name string) string { return map[string]string{"HOME": dir}[name] }, 1000, map[string]string{"state_dir": state})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	a := &app{Program: Program{Stderr: &said, Env: os.Environ()}, config: c}
+	checks := []api.Check{{Name: "a", Status: "warning", Fix: []string{"sh", "-c", `echo "$BANGER_STATE_DIR $BANGER_SOCKET" > "$0"`, file}}}
+	if _, err := a.mend(t.Context(), checks, true); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(file); err != nil || string(got) != state+" "+c.Socket+"\n" {
+		t.Errorf("it is told %q, %v, %s", got, err, &said)
 	}
 }
