@@ -130,13 +130,26 @@ func (l *library) hold(ctx context.Context, dir string) runtimedir.Holder {
 	}
 }
 
-// within gives a base's path in the bundle in dir, if it is one of its files.
+// within gives a base's path in the bundle in dir, if it is one of its files, by whatever links
+// either is known.
 func within(dir string, base *disk.Base) (rel string, ok bool) {
-	rel, err := filepath.Rel(dir, base.Path)
-	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
-		return "", false
+	for _, resolve := range []func(string) (string, error){
+		func(path string) (string, error) { return path, nil }, // it may be gone
+		filepath.EvalSymlinks,
+	} {
+		from, err := resolve(dir)
+		if err != nil {
+			continue
+		}
+		to, err := resolve(base.Path)
+		if err != nil {
+			continue
+		}
+		if rel, err := filepath.Rel(from, to); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+			return filepath.ToSlash(rel), true
+		}
 	}
-	return filepath.ToSlash(rel), true
+	return "", false
 }
 
 // VerifyRuntime implements server.Runtime.
