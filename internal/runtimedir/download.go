@@ -123,6 +123,11 @@ func (f *Fetcher) get(ctx context.Context, u *url.URL, offset int64) (source, er
 	body := &timedBody{body: resp.Body, idle: f.Idle, cancel: cancel}
 	body.timer = time.AfterFunc(f.Idle, func() { cancel(fmt.Errorf("nothing came for %v", f.Idle)) })
 	body.ctx = ctx
+	if resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && offset > 0 {
+		// There is no more than came before, or less: its checksum tells.
+		body.Close()
+		return source{io.NopCloser(strings.NewReader("")), -1}, nil
+	}
 	total, err := f.position(resp, body, offset)
 	if err != nil {
 		body.Close()

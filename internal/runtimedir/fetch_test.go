@@ -212,6 +212,33 @@ func TestFetchGoesOnWhereItBroke(t *testing.T) {
 	}
 }
 
+// All of an archive whose size nobody has told came before, and a server refuses to give more.
+func TestFetchNeedsNoMore(t *testing.T) {
+	dir, archive := installed(t)
+	m := newMirror(t, archive)
+	refuse := func(Record, func([]string) error) error { return errs.New(errs.Conflict, "a VM is in the way") }
+	if err := m.fetcher.Fetch(t.Context(), dir, m.wanted(), refuse, quiet); errs.KindOf(err) != errs.Conflict {
+		t.Fatalf("held: %v", err)
+	}
+	if err := m.fetch(t, dir, m.wanted()); err != nil {
+		t.Fatal(err)
+	}
+	intact(t, dir, sample(10))
+
+	// More than all is damage, and is not kept.
+	dir, _ = installed(t)
+	sum := sha256.Sum256(archive)
+	if err := os.WriteFile(dir+"."+hex.EncodeToString(sum[:8])+partSuffix, append(slices.Clip(archive), 0), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.fetch(t, dir, m.wanted()); errs.KindOf(err) != errs.Invalid {
+		t.Errorf("a byte too much: %v", err)
+	}
+	if err := m.fetch(t, dir, m.wanted()); err != nil {
+		t.Error(err)
+	}
+}
+
 // cutRange answers with at most n bytes of what was asked for, and breaks off.
 func cutRange(w http.ResponseWriter, r *http.Request, b []byte, n int) bool {
 	from := 0
