@@ -388,6 +388,20 @@ func TestInstallKeepsWhatDisksNeed(t *testing.T) {
 		}
 		intact(t, dir, want)
 	}
+	// A rollback that was killed had it linked already, and not yet written down.
+	killed := filepath.Join(t.TempDir(), "banger")
+	writeBundle(t, killed, made, sample(1))
+	if err := errors.Join(Install(t.Context(), killed, next, false, nobody, quiet), Rollback(killed, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(killed+previousSuffix, "images/tiny"), 0o755),
+		os.Link(filepath.Join(killed, base), filepath.Join(killed+previousSuffix, base))); err != nil {
+		t.Fatal(err)
+	}
+	if err := Rollback(killed, needs); err != nil {
+		t.Fatal(err)
+	}
+	intact(t, killed, both)
 	last := filepath.Join(t.TempDir(), "last")
 	writeBundle(t, last, made.Add(2*time.Hour), sample(30))
 	if err := Install(t.Context(), dir, last, false, nobody, quiet); err != nil {

@@ -153,13 +153,21 @@ func (in *installation) keep(next *Record, keep []string) error {
 		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 			return err
 		}
-		if err := os.Link(filepath.Join(in.dir, filepath.FromSlash(p)), to); err != nil {
+		from := filepath.Join(in.dir, filepath.FromSlash(p))
+		if err := os.Link(from, to); err != nil && !isLink(from, to) { // of a rollback that was killed
 			return fmt.Errorf("keep what disks of VMs are based on: %w", err)
 		}
 		next.Artefacts = append(next.Artefacts, ArtefactRecord{
 			Name: keptPrefix + path.Base(p), Source: "an earlier bundle; disks of VMs are based on it", BuiltAt: in.current.BuiltAt(), Files: []FileRecord{old}})
 	}
 	return nil
+}
+
+// isLink tells whether two paths are those of one file.
+func isLink(a, b string) bool {
+	x, errX := os.Lstat(a)
+	y, errY := os.Lstat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // Install puts a copy of the bundle in the directory from in the place of the one in dir.
