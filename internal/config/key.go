@@ -71,7 +71,7 @@ var Keys = []Key{
 	{Name: "dns_publish", Example: `"auto"`, Daemon: true, set: setPublish,
 		Doc: "How the names of VMs are made known to the host's programs: auto, resolved, hosts, exec or none."},
 	{Name: "dns_exec", Example: `["/usr/local/bin/publish-name"]`, list: true, Daemon: true, set: setExec,
-		Doc: "The command of dns_publish = \"exec\" with its arguments; it is run with set NAME IP and with del NAME."},
+		Doc: "The command of dns_publish = \"exec\" with its arguments; it is run with set NAME IP and with del NAME IP."},
 	{Name: "dns_listen", Example: `"127.0.0.153:53"`, empty: true, Daemon: true, set: setListen,
 		Doc: "Where root's daemon answers the host's questions for names: an address of the loopback's with a port, or \"\" for nowhere."},
 	{Name: "hosts_file", Example: `"/etc/hosts"`, path: true, Daemon: true, set: text(func(c *Config) *string { return &c.DNS.HostsFile }),
