@@ -62,6 +62,7 @@ func TestWhatTheSystemUnitAllows(t *testing.T) {
 		"it has loop and dm devices":               {"PrivateDevices"},
 		"QEMU makes code as it runs":               {"MemoryDenyWriteExecute"},
 		"images have set-user-ID programs":         {"RestrictSUIDSGID"},
+		"doctor reads how the clock is kept":       {"ProtectClock"}, // forbids adjtimex
 		"its bridge is the host's":                 {"PrivateNetwork", "PrivateUsers"},
 		"kernels are imported with their modules":  {"ProtectKernelModules"}, // hides /lib/modules
 		"images and bundles are imported of /tmp":  {"PrivateTmp"},
@@ -115,7 +116,8 @@ func TestSystemCallsOfTheSystemUnit(t *testing.T) {
 		"clone", "clone3", "unshare", "setns", "execve", "pidfd_open", "pidfd_send_signal", // machines
 		"mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr", "chroot", "mknodat", // jails and images
 		"prctl", "setgroups", "setresuid", "setresgid", "capset", "prlimit64", "fchown", "chown",
-		"seccomp", // of QEMU and Firecracker, for themselves
+		"seccomp",  // of QEMU and Firecracker, for themselves
+		"adjtimex", // doctor asks whether the clock is kept
 		"ioctl", "memfd_create", "eventfd2", "madvise", "mlock", "sched_setaffinity", "userfaultfd", "copy_file_range", "renameat2", "flock",
 	} {
 		if !allowed[call] {
