@@ -36,6 +36,8 @@ func openSocket(path string, owner *config.Owner) (*endpoint, error) {
 	switch {
 	case err != nil:
 		return nil, errs.New(errs.Unavailable, "take the socket from systemd").Because(err)
+	case len(passed) > 0 && passed[0] == nil: // a FIFO or a datagram socket
+		return nil, errs.New(errs.Unavailable, "what systemd passes is no socket that is listened on").Try("see bangerd.socket: systemctl cat bangerd.socket")
 	case len(passed) > 0:
 		e.Listener, e.systemd, e.path = passed[0], true, passed[0].Addr().String()
 	default:
