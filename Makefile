@@ -73,7 +73,7 @@ install: stage ## install programs, man pages, completions and units; PREFIX=/us
 	cd $(STAGE)$(PREFIX) && find . -type d -exec install -d "$(DESTDIR)$(PREFIX)/{}" \;
 	cd $(STAGE)$(PREFIX) && find . -type f -executable -exec install -m 755 {} "$(DESTDIR)$(PREFIX)/{}" \;
 	cd $(STAGE)$(PREFIX) && find . -type f ! -executable -exec install -m 644 {} "$(DESTDIR)$(PREFIX)/{}" \;
-	@[ ! -e "$(RUNTIME)/bundle.json" ] || packaging/install-bundle.sh $(STAGE)$(PREFIX)/bin "$(DESTDIR)$(PREFIX)/lib/banger" "$(RUNTIME)"
+	@[ ! -e "$(RUNTIME)/bundle.json" ] || DESTDIR="$(DESTDIR)" packaging/install-bundle.sh $(STAGE)$(PREFIX)/bin "$(DESTDIR)$(PREFIX)/lib/banger" "$(RUNTIME)"
 
 uninstall: stage ## remove exactly what install puts there, and the runtime bundle
 	cd $(STAGE)$(PREFIX) && find . -type f -exec rm -f "$(DESTDIR)$(PREFIX)/{}" \;

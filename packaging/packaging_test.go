@@ -99,6 +99,36 @@ func TestMakeInstall(t *testing.T) {
 	}
 }
 
+// A bundle that VMs' disks may be based on is replaced by the daemon that knows of them, and no
+// other is asked, or started, where a package is made.
+func TestInstallBundle(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a b")
+	state, to, stage := filepath.Join(dir, "state"), filepath.Join(dir, "lib/banger"), filepath.Join(dir, "stage")
+	script := func(whose string) string {
+		return "#!/bin/sh\n[ \"$1 $2\" != \"runtime path\" ] || { echo \"$THERE\"; exit; }\necho " + whose + " \"$*\" \"$BANGER_STATE_DIR\"\n"
+	}
+	for path, content := range map[string]string{
+		filepath.Join(dir, "bin/banger"): script("installed"), filepath.Join(stage, "banger"): script("staged"),
+		filepath.Join(state, "banger.db"): "", filepath.Join(to, "bundle.json"): "",
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ there, dest, state, by string }{
+		{to, "", state, "installed"}, {dir, "", state, "staged"}, {to, dir, state, "staged"}, {to, "", filepath.Join(dir, "none"), "staged"},
+	} {
+		out := run(t, ".", "env", "THERE="+c.there, "DESTDIR="+c.dest, "BANGER_STATE_DIR="+c.state, "./install-bundle.sh", stage, to, "/from here")
+		line, _, _ := strings.Cut(out, "\n")
+		if !strings.HasPrefix(line, c.by+" runtime install /from here --allow-downgrade") || strings.HasSuffix(line, state) != (c.by == "installed") {
+			t.Errorf("%+v: %s", c, out)
+		}
+	}
+}
+
 // TestDeb installs the package on a Debian that has never seen it, upgrades, removes and
 // purges it. It is run by make test-long, which makes the package.
 func TestDeb(t *testing.T) {
