@@ -229,7 +229,7 @@ func seal(ctx context.Context, dir, path string, i Image, progress Progress) (_ 
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return Image{}, err
 	}
-	i.BuiltAt = time.Now().UTC().Truncate(time.Second)
+	i.BuiltAt = time.Now().UTC() // to the nanosecond: two images made alike have digests of their own
 	return i, os.Rename(path, filepath.Join(dir, rootfsFile(i.SHA256)))
 }
 

@@ -125,6 +125,16 @@ func TestStoreBesideABundle(t *testing.T) {
 	}
 }
 
+func TestEqualImagesHaveDigestsOfTheirOwn(t *testing.T) {
+	s := library(t)
+	first, second := commit(t, s, "app", "same"), commit(t, s, "app", "same")
+	for _, i := range []Image{first, second} {
+		if got, err := s.Get(i.Digest); err != nil || got.Path != i.Path {
+			t.Errorf("%s is %+v, %v", i.Digest, got, err)
+		}
+	}
+}
+
 func TestStoreGenerations(t *testing.T) {
 	s := library(t)
 	first := commit(t, s, "app:1", "one")
