@@ -77,7 +77,10 @@ func (s *Store) rename(change func(names)) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(s.dir, namesFile), append(b, '\n'), 0o644)
+	if err := renameio.WriteFile(filepath.Join(s.dir, namesFile), append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	return shelf.SyncDir(s.dir)
 }
 
 func (s *Store) generations() string { return filepath.Join(s.dir, generationsDir) }

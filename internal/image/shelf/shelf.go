@@ -81,7 +81,7 @@ func (st *Stage) Commit(record any) (string, error) {
 		err = os.Chmod(st.Dir, 0o755)
 	}
 	if err == nil {
-		err = syncDir(st.Dir)
+		err = SyncDir(st.Dir)
 	}
 	if err == nil {
 		// A directory is never renamed onto one that has files.
@@ -95,7 +95,7 @@ func (st *Stage) Commit(record any) (string, error) {
 		return "", st.shelf.taken(filepath.Base(st.target))
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(st.target))
+		err = SyncDir(filepath.Dir(st.target))
 	}
 	if err != nil {
 		return "", errs.New(errs.Internal, "can't store %s %s", st.shelf.Kind, filepath.Base(st.target)).Because(err)
@@ -248,7 +248,8 @@ func IsName(name string) bool {
 	return ok
 }
 
-func syncDir(dir string) error {
+// SyncDir has what was made, renamed and removed in dir survive a power cut.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
