@@ -58,6 +58,7 @@ type Daemon struct {
 	startedAt time.Time
 	stopOnce  sync.Once
 	stopping  chan struct{}
+	swept     func() // waits until what an earlier daemon left half made is gone
 }
 
 // Open takes the state directory and recovers every VM in it. errs.Busy if another daemon
@@ -124,6 +125,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if d.names, err = openNames(ctx, opts.Config, d.store, bridgeReach{d.network}, boot, opts.Log); err != nil {
 		return nil, err
 	}
+	d.swept = d.library.sweep(run, opts.Log)
 	if err := d.vms.Recover(ctx); err != nil {
 		opts.Log.Error("recover", "err", err) // the VMs concerned say so themselves
 	}
@@ -308,6 +310,9 @@ func (d *Daemon) stop() { d.stopOnce.Do(func() { close(d.stopping) }) }
 // Close gives everything back. VMs run on.
 func (d *Daemon) Close() error {
 	d.cancel()
+	if d.swept != nil {
+		d.swept()
+	}
 	var err error
 	if d.names != nil {
 		err = d.names.close()

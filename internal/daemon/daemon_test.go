@@ -57,6 +57,28 @@ func TestOneDaemonAStateDirectory(t *testing.T) {
 	}
 }
 
+func TestWhatAKilledDaemonWasMakingIsRemoved(t *testing.T) {
+	o := options(t)
+	var drafts []string
+	for _, in := range []string{"images", "images/.generations", "kernels"} {
+		draft := filepath.Join(o.Config.StateDir, in, ".staging-1")
+		if err := os.MkdirAll(filepath.Join(draft, "some"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		drafts = append(drafts, draft)
+	}
+	d := open(t, o)
+	d.swept()
+	for _, draft := range drafts {
+		if _, err := os.Stat(draft); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", draft, err)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A daemon that was killed may hold its lock a moment longer than its socket.
 func TestADyingDaemonIsWaitedFor(t *testing.T) {
 	o := options(t)

@@ -2,7 +2,8 @@ package daemon
 
 import (
 	"context"
-	"os"
+	"errors"
+	"io/fs"
 	"path/filepath"
 
 	"banger/api"
@@ -30,7 +31,7 @@ func (l *library) DiskUses(ctx context.Context) ([]api.DiskUse, error) {
 		uses = append(uses, artefact("image", i.Title, i.AllocatedBytes, i.UsedBy))
 	}
 	for _, k := range kernels {
-		bytes, err := allocatedIn(k.Path)
+		bytes, err := allocatedBelow(k.Path)
 		if err != nil {
 			return nil, err
 		}
@@ -75,15 +76,20 @@ func artefact(kind, name string, bytes int64, usedBy []string) api.DiskUse {
 	return api.DiskUse{Kind: kind, Name: name, SharedBytes: bytes}
 }
 
-// allocatedIn adds up what the files in a directory take on disk.
-func allocatedIn(dir string) (sum int64, err error) {
-	entries, err := os.ReadDir(dir)
-	for _, e := range entries {
-		bytes, err := shelf.Allocated(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return 0, err
+// allocatedBelow adds up what a file, or the files of a tree, take on disk, but for what is gone
+// meanwhile or can't be looked into.
+func allocatedBelow(path string) (sum int64, err error) {
+	passed := func(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) }
+	err = filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			var bytes int64
+			bytes, err = shelf.Allocated(path)
+			sum += bytes
 		}
-		sum += bytes
-	}
+		if passed(err) {
+			return nil
+		}
+		return err
+	})
 	return sum, err
 }

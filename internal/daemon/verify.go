@@ -2,15 +2,17 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"banger/api"
 	"banger/internal/errs"
 	"banger/internal/guest/embedded"
+	"banger/internal/image"
 	"banger/internal/image/shelf"
 	"banger/internal/kernel"
 )
@@ -74,21 +76,17 @@ func (l *library) Prune(ctx context.Context, dry bool) ([]api.File, error) {
 	}
 	if l.making.TryLock() { // otherwise the stages that there are may be in use
 		defer l.making.Unlock()
-		images, err := l.images.Leftovers()
+		left, err := l.leftovers()
 		if err != nil {
 			return nil, err
 		}
-		kernels, err := shelf.Leftovers(l.ownKernels())
-		if err != nil {
-			return nil, err
-		}
-		paths = slices.Concat(paths, images, kernels)
+		paths = append(paths, left...)
 	}
 	files := []api.File{}
 	for _, path := range paths {
-		bytes, err := shelf.Allocated(path)
+		bytes, err := allocatedBelow(path)
 		if err == nil && !dry {
-			err = os.RemoveAll(path)
+			err = image.RemoveLeftover(ctx, path)
 		}
 		if err != nil {
 			return files, err
@@ -96,6 +94,37 @@ func (l *library) Prune(ctx context.Context, dry bool) ([]api.File, error) {
 		files = append(files, api.File{Path: path, Bytes: bytes})
 	}
 	return files, nil
+}
+
+// leftovers lists what builds and imports that were cut short have left, and the work of those
+// that go on.
+func (l *library) leftovers() ([]string, error) {
+	images, err := l.images.Leftovers()
+	if err != nil {
+		return nil, err
+	}
+	kernels, err := shelf.Leftovers(l.ownKernels())
+	return append(images, kernels...), err
+}
+
+// sweep begins to remove what an earlier daemon was at when it was killed, and returns what waits
+// for the end of that. Nothing may be in the making yet.
+func (l *library) sweep(ctx context.Context, log *slog.Logger) (wait func()) {
+	left, err := l.leftovers()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, path := range left {
+			if ctx.Err() != nil {
+				return // for the next daemon
+			}
+			err = errors.Join(err, image.RemoveLeftover(ctx, path))
+		}
+		if err != nil {
+			log.Warn("remove what was left half made", "err", err)
+		}
+	}()
+	return func() { <-done }
 }
 
 // unneeded lists the cached initramfs that no kernel there is would boot with now.

@@ -314,9 +314,18 @@ func (b *builder) applets(ctx context.Context, busybox []byte) ([]string, error)
 func ownIDs() []string { return []string{"unshare", "--user", "--map-root-user", "--map-auto"} }
 
 // removeTree removes a tree whose files may belong to subordinate ids. It also does so
-// after ctx is done.
+// after ctx is done. errs.Conflict if something is mounted there: an mmdebstrap that was killed
+// leaves the host's /sys in it, which would go as well.
 func removeTree(ctx context.Context, tree string) error {
-	err := os.RemoveAll(tree)
+	mounts, err := host.MountsBelow(tree)
+	if err != nil {
+		return err
+	}
+	if len(mounts) > 0 {
+		return errs.New(errs.Conflict, "%s can't be removed: something is mounted at %s", tree, mounts[0]).
+			Try("unmount it, or restart this host; then: banger system prune")
+	}
+	err = os.RemoveAll(tree)
 	if !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
@@ -335,6 +344,9 @@ func Sweep(ctx context.Context, root string) error {
 	}
 	return err
 }
+
+// RemoveLeftover removes one of [Store.Leftovers], or of a shelf's.
+func RemoveLeftover(ctx context.Context, path string) error { return removeTree(ctx, path) }
 
 // explain makes an error of the build one for a person.
 func (b *builder) explain(ctx context.Context, err error) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"time"
 
 	"banger/internal/errs"
 	"banger/internal/image/ext4"
@@ -39,7 +40,7 @@ func (s *Store) export(ctx context.Context, r *ext4.Reader, i Image, format stri
 		if err != nil {
 			return err
 		}
-		m := oci.Meta{Name: i.Name, Made: i.BuiltAt}
+		m := oci.Meta{Name: i.Name, Made: i.BuiltAt.Truncate(time.Second)}
 		if i.Config != nil {
 			m.Config = oci.Config(*i.Config)
 		}
