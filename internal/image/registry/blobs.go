@@ -117,6 +117,9 @@ func (f *fetched) prefetch() <-chan struct{} {
 					<-slots
 				}()
 				l.err = f.puller.blob(f.ctx, f.remote, digest, l.size)
+				if l.err != nil && f.ctx.Err() == nil {
+					l.err = explain(f.remote.host, l.err)
+				}
 			}()
 		}
 		for range sideBySide {
@@ -230,6 +233,9 @@ func (p *Puller) blob(ctx context.Context, r *repository, digest string, size in
 		}
 		got, err := sumFile(part)
 		if err == nil && got == digest {
+			if err := part.Sync(); err != nil { // part of it may have come at another time
+				return err
+			}
 			return os.Rename(part.Name(), p.path(digest))
 		}
 		if err = errors.Join(err, part.Truncate(0)); err != nil {
@@ -280,7 +286,7 @@ func (r *repository) resume(ctx context.Context, part *os.File, digest string, s
 	case have+n < size:
 		return io.ErrUnexpectedEOF
 	}
-	return part.Sync()
+	return nil
 }
 
 func sumFile(f *os.File) (string, error) {

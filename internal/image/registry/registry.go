@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -120,6 +121,7 @@ func (p *Puller) mirrors(r name.Repository) []string {
 
 // repository is one of a registry.
 type repository struct {
+	host   string // of the registry
 	base   string // URL
 	client *http.Client
 	limits Limits
@@ -155,7 +157,7 @@ func connect(ctx context.Context, host, path string, auth authn.Authenticator, l
 	if isLoopback(registry.RegistryStr()) && registry.Scheme() == "http" {
 		scheme = "http" // the transport puts https in its place if the registry speaks that
 	}
-	return &repository{base: scheme + "://" + registry.RegistryStr() + "/v2/" + path, client: &http.Client{Transport: authed}, limits: l}, nil
+	return &repository{host: host, base: scheme + "://" + registry.RegistryStr() + "/v2/" + path, client: &http.Client{Transport: authed}, limits: l}, nil
 }
 
 // guard lets nothing through in plain text but to this very host.
@@ -289,6 +291,9 @@ func worthwhile(err error) (wait time.Duration, again bool) {
 	if _, ok := errors.AsType[*errs.Error](err); ok {
 		return 0, false
 	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok { // of a file of this host's: a full disk, say
+		return 0, false
+	}
 	if r, ok := errors.AsType[*refusal](err); ok {
 		wait, _ = time.ParseDuration(r.after + "s")
 	}
@@ -301,6 +306,9 @@ func worthwhile(err error) (wait time.Duration, again bool) {
 // explain puts what a registry did into words.
 func explain(host string, err error) error {
 	if _, ok := errors.AsType[*errs.Error](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok { // it is not the registry's doing
 		return err
 	}
 	if e, ok := errors.AsType[*transport.Error](err); ok {

@@ -4,8 +4,10 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net/http"
 	"net/http/httptest"
@@ -24,6 +26,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
 	"banger/internal/image/oci"
@@ -256,6 +259,24 @@ func TestAnswersThatAreNone(t *testing.T) {
 				t.Errorf("error is %v (%s, %q)", err, errs.KindOf(err), errs.HintOf(err))
 			}
 		})
+	}
+}
+
+func TestNoTwoTriesForWhatThisHostCannotDo(t *testing.T) {
+	tries := 0
+	full := &fs.PathError{Op: "write", Path: "layer.part", Err: unix.ENOSPC}
+	err := retry(t.Context(), Limits{}.filled(), func() error { tries++; return full })
+	if tries != 1 || !errors.Is(explain("registry", err), unix.ENOSPC) {
+		t.Errorf("%d tries, then %v", tries, err)
+	}
+}
+
+func TestALayerThatIsRefusedIsTheRegistrysDoing(t *testing.T) {
+	w, p := newWorld(t), newPuller(t)
+	w.status(w.large.Hex, -1, 500)
+	_, _, err := pulled(t, p, w.host()+"/app:1", nil)
+	if errs.KindOf(err) != errs.Unavailable || !strings.Contains(err.Error(), w.host()+" can't be reached, or is out of order: it answers with status 500") {
+		t.Errorf("error is %v (%s, %q)", err, errs.KindOf(err), errs.HintOf(err))
 	}
 }
 
