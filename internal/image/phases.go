@@ -145,12 +145,15 @@ func (o outputs) evict(keep int64, inUse time.Duration) error {
 	}
 	var all []output
 	for _, e := range entries {
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
 		path := filepath.Join(o.dir, e.Name())
-		bytes, err := shelf.Allocated(path)
+		var bytes int64
+		info, err := e.Info()
+		if err == nil {
+			bytes, err = shelf.Allocated(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) { // another build has evicted it meanwhile
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -166,7 +169,9 @@ func (o outputs) evict(keep int64, inUse time.Duration) error {
 	for _, f := range all {
 		sum += f.bytes
 		if sum > keep && time.Since(f.used) > inUse {
-			err = errors.Join(err, os.Remove(f.path))
+			if gone := os.Remove(f.path); !errors.Is(gone, fs.ErrNotExist) {
+				err = errors.Join(err, gone)
+			}
 		}
 	}
 	return err
