@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 
 	"banger/api"
 	"banger/internal/disk"
@@ -85,12 +86,28 @@ func (l *library) TagImage(_ context.Context, reference, name string) error {
 }
 
 func (l *library) RemoveImage(ctx context.Context, reference string) error {
-	return l.images.Remove(reference, func(i image.Image, remove func() error) error {
-		if err := l.vms.DropTemplates(ctx, func(base disk.Base, _ string) bool { return base.ReadsFrom(i.Dir) }); err != nil {
-			return err
-		}
-		return l.vms.Unused(ctx, "image "+i.Title(), uses(i), remove)
-	})
+	return l.images.Remove(reference, func(i image.Image, remove func() error) error { return l.removeImage(ctx, i, remove) })
+}
+
+// removeImage removes an image and the templates of it, or nothing where it has to stay.
+func (l *library) removeImage(ctx context.Context, i image.Image, remove func() error) error {
+	if i.ReadOnly {
+		return remove() // which refuses
+	}
+	if err := l.dropTemplates(ctx, uses(i), func(base disk.Base, _ string) bool { return base.ReadsFrom(i.Dir) }); err != nil {
+		return err
+	}
+	return l.vms.Unused(ctx, "image "+i.Title(), uses(i), remove)
+}
+
+// dropTemplates removes the templates of what is about to be removed, unless a VM uses that: then
+// nothing will be.
+func (l *library) dropTemplates(ctx context.Context, uses func(vm.VM) bool, of func(base disk.Base, kernel string) bool) error {
+	vms, err := l.vms.List(ctx)
+	if err != nil || slices.ContainsFunc(vms, uses) {
+		return err
+	}
+	return l.vms.DropTemplates(ctx, of)
 }
 
 // BuildImage builds an image from its manifest: a file of the host's or, without a path, the
@@ -192,7 +209,17 @@ func (l *library) PruneImages(ctx context.Context, all, dry bool) (api.PrunedIma
 			continue
 		}
 		if !dry {
-			if err := l.RemoveImage(ctx, i.Digest); err != nil {
+			stays := false
+			err := l.images.Remove(i.Digest, func(now image.Image, remove func() error) error {
+				if stays = len(now.Names) > 0; stays { // named meanwhile
+					return nil
+				}
+				return l.removeImage(ctx, now, remove)
+			})
+			if k := errs.KindOf(err); stays || err != nil && (k == errs.Conflict || k == errs.NotFound) { // or in use, or gone
+				continue
+			}
+			if err != nil {
 				return pruned, err
 			}
 		}

@@ -170,10 +170,11 @@ func (l *library) RemoveKernel(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := l.vms.DropTemplates(ctx, func(_ disk.Base, kernel string) bool { return kernel == name }); err != nil {
+	uses := func(v vm.VM) bool { return v.Spec.Kernel == name }
+	if err := l.dropTemplates(ctx, uses, func(_ disk.Base, kernel string) bool { return kernel == name }); err != nil {
 		return err
 	}
-	return l.vms.Unused(ctx, "kernel "+name, func(v vm.VM) bool { return v.Spec.Kernel == name },
+	return l.vms.Unused(ctx, "kernel "+name, uses,
 		func() error { return kernel.Remove(filepath.Dir(k.Dir), name) })
 }
 
