@@ -128,12 +128,14 @@ func (a *app) customize(ctx context.Context, client *api.Client, c customize) (e
 	} else {
 		err = a.runScript(ctx, client, vm, script)
 	}
-	if err != nil && c.keep && ctx.Err() == nil {
+	if err == nil {
+		if err = a.keepDisk(ctx, client, vm, c.commit); err != nil && c.keep && ctx.Err() == nil {
+			return errs.New(errs.Conflict, "VM %s is left", shown(vm.Name)).Because(err).
+				Try("keep its disk: banger commit --stop %s %s; then: banger rm -f %s", vm.Name, c.commit.Name, vm.Name)
+		}
+	} else if c.keep && ctx.Err() == nil {
 		return errs.New(errs.Conflict, "VM %s is left", shown(vm.Name)).Because(err).
 			Try("look at it: banger exec %s; then: banger rm -f %s", vm.Name, vm.Name)
-	}
-	if err == nil {
-		err = a.keepDisk(ctx, client, vm, c.commit)
 	}
 	if _, gone := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil); gone != nil && !notFound(gone) && err == nil {
 		err = gone
