@@ -9,7 +9,6 @@ import (
 
 	"banger/internal/errs"
 	"banger/internal/host"
-	"banger/internal/image/ext4"
 )
 
 // filesystem makes an ext4 filesystem of these files, by path.
@@ -31,10 +30,16 @@ func filesystem(t *testing.T, files map[string]string) string {
 		}
 	}
 	path := filepath.Join(t.TempDir(), "fs")
-	if err := ext4.MakeRoot(t.Context(), ext4.Root{Dir: tree, Path: path, Bytes: 16 << 20, JournalBytes: 4 << 20}); err != nil {
+	mkfs(t, tree, path, "16M")
+	return path
+}
+
+// mkfs makes a filesystem of a tree, as others do.
+func mkfs(t *testing.T, tree, path, size string) {
+	t.Helper()
+	if err := host.Run(t.Context(), host.Command{Path: "mkfs.ext4", Args: []string{"-q", "-b", "4096", "-E", "root_owner=0:0", "-d", tree, path, size}}); err != nil {
 		t.Fatal(err)
 	}
-	return path
 }
 
 func sound(t *testing.T, fs string) {

@@ -15,7 +15,6 @@ import (
 
 	"banger/internal/errs"
 	"banger/internal/host"
-	"banger/internal/image/ext4"
 	"banger/internal/image/oci"
 )
 
@@ -165,9 +164,7 @@ func TestExportOfAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "fs")
-	if err := ext4.MakeRoot(t.Context(), ext4.Root{Dir: tree, Path: path, Bytes: 64 << 20, JournalBytes: 4 << 20}); err != nil {
-		t.Fatal(err)
-	}
+	mkfs(t, tree, path, "64M")
 	i, err := s.Import(t.Context(), Import{Name: "made", Open: func(_ context.Context, scratch string) (*oci.Source, error) {
 		return oci.Open(path, scratch, oci.Choice{})
 	}}, func(string, int64, int64) {})

@@ -23,33 +23,10 @@ const (
 	// growBlocks is how far a root filesystem may grow while mounted without moving
 	// anything: 1 TiB. It costs half a MiB in each copy of the group descriptors.
 	growBlocks = 1 << 40 / blockBytes
-	// bytesPerInode is mkfs's own choice for disks of usual size. For a small one it takes
-	// a quarter of it, and a filesystem keeps its ratio as it grows: a sixteenth of all
-	// room would go to inodes.
-	bytesPerInode = 16384
 	// madeAt is the time in the superblock, seconds since 1970: a fixed one, so that equal
 	// trees give equal superblocks.
 	madeAt = "1700000000"
 )
-
-// Root describes a filesystem that a VM writes to.
-type Root struct {
-	Dir          string // the tree it starts with
-	Path         string // the file to make
-	Bytes        int64  // the filesystem's size
-	JournalBytes int64
-	Seed         string   // any text; equal texts give equal UUIDs
-	Prefix       []string // command that enters the user namespace Dir belongs to, or nothing
-}
-
-// MakeRoot makes a filesystem that can be grown while mounted.
-func MakeRoot(ctx context.Context, r Root) error {
-	return makeFS(ctx, r.Prefix, r.Dir, r.Path, r.Bytes, r.Seed, fmt.Sprintf(",resize=%d", growBlocks),
-		"-J", fmt.Sprintf("size=%d", r.JournalBytes>>20),
-		"-i", strconv.Itoa(bytesPerInode),
-		"-m", "1", // per cent kept for root: the default 5 is meant for other disks
-		"-L", "root")
-}
 
 // MakeReadOnly makes a filesystem at path that is as small as fits the tree dir and is
 // never written to: no journal, nothing reserved. All files in it belong to root if dir's
@@ -63,7 +40,7 @@ func MakeReadOnly(ctx context.Context, dir, path, seed string) error {
 	if os.Geteuid() != 0 {
 		prefix = []string{"unshare", "--user", "--map-root-user"}
 	}
-	return makeFS(ctx, prefix, dir, path, bytes, seed, "",
+	return makeFS(ctx, prefix, dir, path, bytes, seed,
 		"-O", "^has_journal,^resize_inode", "-N", strconv.FormatInt(inodes, 10), "-m", "0", "-L", "modules")
 }
 
@@ -88,7 +65,7 @@ func measure(dir string) (bytes, inodes int64, err error) {
 	return bytes / blockBytes * blockBytes, inodes, err
 }
 
-func makeFS(ctx context.Context, prefix []string, dir, path string, bytes int64, seed, extended string, extraArgs ...string) error {
+func makeFS(ctx context.Context, prefix []string, dir, path string, bytes int64, seed string, extraArgs ...string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
 	if err != nil {
 		return err
@@ -98,7 +75,7 @@ func makeFS(ctx context.Context, prefix []string, dir, path string, bytes int64,
 		return err
 	}
 	argv := append(extraArgs[:len(extraArgs):len(extraArgs)], "-d", dir)
-	if err := mkfs(ctx, prefix, path, uuidOf(seed), extended, argv...); err != nil {
+	if err := mkfs(ctx, prefix, path, uuidOf(seed), "", argv...); err != nil {
 		return err
 	}
 	return f.Sync()

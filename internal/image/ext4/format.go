@@ -9,7 +9,7 @@ import (
 // Documentation/filesystems/ext4; all numbers are little-endian.
 const (
 	groupBlocks    = 8 * blockBytes  // blocks of a group: as many as a block has bits
-	inodesPerGroup = groupBlocks / 4 // one in bytesPerInode
+	inodesPerGroup = groupBlocks / 4 // mkfs's own choice for disks of usual size; a small one keeps its ratio as it grows
 	tableBlocks    = inodesPerGroup * inodeBytes / blockBytes
 	flexGroups     = 16                                                  // groups whose tables lie together
 	gdtBlocks      = growBlocks / groupBlocks / (blockBytes / descBytes) // in use or reserved

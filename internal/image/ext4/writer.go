@@ -17,9 +17,9 @@ var (
 	ErrXattrs = errors.New("the extended attributes of a file do not fit into a block of 4096 bytes")
 )
 
-// Writer makes a root filesystem, like MakeRoot's, out of files that come one after another:
-// each byte is written once, at its place, and nothing is known beforehand of how much will
-// come. Files can be taken away again. Directories are written last, from the names that
+// Writer makes a root filesystem, which can be grown while mounted, out of files that come one
+// after another: each byte is written once, at its place, and nothing is known beforehand of how
+// much will come. Files can be taken away again. Directories are written last, from the names that
 // Finish is given.
 //
 // mkfs.ext4 makes the filesystem's own structures, in a file of its own, once the size is
