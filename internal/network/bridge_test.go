@@ -21,6 +21,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
 	"banger/internal/network/networktest"
@@ -331,6 +332,9 @@ func TestATAPOpenedByName(t *testing.T) {
 		if err != nil || f != nil {
 			t.Fatalf("attached with %v, %v", f, err)
 		}
+		if err := openAsAnother(t, TAP(p.VM)); !errors.Is(err, unix.EPERM) {
+			t.Errorf("while nobody has it open, another user of the host's may: %v", err)
+		}
 		vmm, err := openTAP(TAP(p.VM))
 		if err != nil {
 			t.Fatalf("it can't be opened: %v", err)
@@ -351,6 +355,25 @@ func TestATAPOpenedByName(t *testing.T) {
 	if _, err := netlink.LinkByName(TAP(p.VM)); err == nil {
 		t.Error("it is left")
 	}
+}
+
+// openAsAnother opens a TAP as a user without privileges does: /dev/net/tun is for all.
+func openAsAnother(t *testing.T, name string) error {
+	t.Helper()
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(name)
+	must(t, err)
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	become := func(uid uintptr) { // of this thread alone, which newWorld has locked
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uid, ^uintptr(0)); errno != 0 {
+			panic(errno)
+		}
+	}
+	become(65534)
+	defer become(0)
+	return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 }
 
 func TestFiftyAtOnce(t *testing.T) {

@@ -157,14 +157,20 @@ func openTAP(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// persist has a TAP stay when nobody has it open any more.
+// persist has a TAP stay when nobody has it open any more. One without an owner any user of the
+// host's could open then, and be the guest.
 func persist(tap *os.File) error {
 	conn, err := tap.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var done error
-	if err := conn.Control(func(fd uintptr) { done = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) }); err != nil {
+	err = conn.Control(func(fd uintptr) {
+		if done = unix.IoctlSetInt(int(fd), unix.TUNSETOWNER, os.Geteuid()); done == nil {
+			done = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1)
+		}
+	})
+	if err != nil {
 		return err
 	}
 	if done != nil {
