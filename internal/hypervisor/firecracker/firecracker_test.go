@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -307,6 +308,45 @@ func TestRemoveWithoutARecord(t *testing.T) {
 		t.Error(err)
 	}
 	<-m.Done()
+}
+
+// A process in the VM's directory may be another VMM's, or end before it takes a connection.
+func TestRemoveDoesNotWaitForWhatNeverComes(t *testing.T) {
+	start := func(dir string) (end func() error) {
+		in, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		child, err := host.Detach(host.Detached{Path: "sh", Args: []string{"-c", "read line", "banger-" + filepath.Base(dir)}, Dir: dir, Stdin: in})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = child.End(context.Background()) })
+		if found, err := host.ProcessesIn(filepath.Dir(dir)); err != nil || len(found) == 0 {
+			t.Fatalf("it is not found: %v, %v", found, err)
+		}
+		return w.Close
+	}
+	remove := func(dir string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if err := fake(t, script{}).Remove(ctx, filepath.Base(dir), dir, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	anothers := t.TempDir()
+	defer start(anothers)()
+	remove(anothers)
+
+	short := t.TempDir()
+	if err := makePipe(short, logPipe); err != nil {
+		t.Fatal(err)
+	}
+	end := start(short)
+	time.AfterFunc(300*time.Millisecond, func() { _ = end() })
+	remove(short)
 }
 
 // How a machine went is told by its exit code, or to those who are not its parent by its log.

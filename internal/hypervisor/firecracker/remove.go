@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -43,11 +44,33 @@ func killBySocket(ctx context.Context, vmID, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, removeLimit)
 	defer cancel()
 	running, err := machineIn(dir)
-	if err != nil || !running {
+	if err != nil || running == nil {
 		return err
 	}
-	if err := awaitAPI(ctx, dir); err != nil {
+	handle, err := running.Open()
+	if errs.KindOf(err) == errs.NotFound {
+		return nil
+	}
+	if err != nil {
 		return err
+	}
+	defer handle.Close()
+	alive, ended := context.WithCancel(ctx)
+	defer ended()
+	go func() { // one that has died makes no socket any more
+		select {
+		case <-handle.Done():
+			ended()
+		case <-alive.Done():
+		}
+	}()
+	if err := awaitAPI(alive, dir); err != nil {
+		select {
+		case <-handle.Done():
+			return nil
+		default:
+			return err
+		}
 	}
 	process, err := listenerOf(ctx, dir)
 	if errors.Is(err, syscall.ECONNREFUSED) || errs.KindOf(err) == errs.NotFound {
@@ -68,15 +91,19 @@ func killBySocket(ctx context.Context, vmID, dir string) error {
 	return process.Kill(ctx)
 }
 
-// machineIn tells whether a machine's process works in dir.
-func machineIn(dir string) (bool, error) {
+// machineIn returns the process of a machine of ours in dir, nil if there is none. Another VMM's
+// has no such pipes; ours are made before the process.
+func machineIn(dir string) (*host.Process, error) {
+	if _, err := os.Lstat(filepath.Join(dir, logPipe)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	found, err := host.ProcessesIn(filepath.Dir(dir))
 	for _, o := range found {
 		if o.Path == filepath.Base(dir) {
-			return true, nil
+			return &o.Process, nil
 		}
 	}
-	return false, err
+	return nil, err
 }
 
 // listenerOf returns the process that listens on the API's socket.
