@@ -37,6 +37,8 @@ func Main() {
 
 // carryOut does not return but with an error.
 func (o orders) carryOut(args []string) error {
+	// Whatever the daemon's is: the process is to get through its root's directories.
+	unix.Umask(0o022)
 	// What is mounted from here on, nobody else sees, and the other way round.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("leave the host's mounts: %w", err)

@@ -112,6 +112,21 @@ func (c cell) run(t *testing.T, probe string, arg, found any) {
 	}
 }
 
+// A daemon whose own files are to be for nobody else confines as any other.
+func TestAStrictUmask(t *testing.T) {
+	needRoot(t)
+	c := newCell(t, "0123456789ab")
+	old := unix.Umask(0o077)
+	child, _ := c.start(t, "wait", nil)
+	unix.Umask(old)
+	for _, dir := range []string{"/", filepath.Dir(c.own)} {
+		info, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", child.Process.PID, dir))
+		if err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("%s is %v there, %v", dir, info, err)
+		}
+	}
+}
+
 // What a program finds that is another's by now: it looks for a way out.
 func TestNoWayOut(t *testing.T) {
 	needRoot(t)
