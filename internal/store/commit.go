@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"os"
 
@@ -50,14 +51,15 @@ func (c commit) done(conn *sql.Conn) {
 // database's own file.
 func (s *Store) sync() error {
 	err := flush(s.log)
-	if err == nil {
+	if err == nil && !s.holed.Load() { // else another's has failed, which the kernel tells once
 		return nil
 	}
 	s.holed.Store(true)
-	if s.fold(context.Background()) == nil {
+	folded := s.fold(context.Background())
+	if folded == nil {
 		return nil
 	}
-	return unwritable(fmt.Errorf("flush the database's log: %w", err))
+	return unwritable(fmt.Errorf("flush the database's log: %w", errors.Join(err, folded)))
 }
 
 func flush(path string) error {
