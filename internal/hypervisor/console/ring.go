@@ -19,6 +19,9 @@ const (
 	// oldSuffix makes the name of an older file of that of the newest.
 	oldSuffix = ".1"
 
+	// newSuffix makes the name of one that is about to be the newest.
+	newSuffix = ".new"
+
 	lostNote = "\r\n[banger: output that came too fast is left out here]\r\n"
 )
 
@@ -73,13 +76,19 @@ func (r *Ring) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// rotate begins a new file. Readers keep the one they have open.
+// rotate begins a new file. Readers keep the one they have open. Where there is no room for one
+// all stays as it is, to be tried again.
 func (r *Ring) rotate() bool {
-	if err := os.Rename(r.path, r.path+oldSuffix); err != nil {
+	f, err := os.OpenFile(r.path+newSuffix, os.O_WRONLY|os.O_CREATE|os.O_APPEND|os.O_TRUNC, 0o600)
+	if err != nil {
 		return false
 	}
-	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|os.O_TRUNC, 0o600)
+	err = os.Rename(r.path, r.path+oldSuffix)
+	if err == nil || errors.Is(err, os.ErrNotExist) { // someone has removed it
+		err = os.Rename(r.path+newSuffix, r.path)
+	}
 	if err != nil {
+		f.Close()
 		return false
 	}
 	r.file.Close()

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -179,5 +180,49 @@ func TestReadLogOfAMachineThatNeverRan(t *testing.T) {
 	}
 	if got := readAll(t, r); got != "" {
 		t.Errorf("read %q", got)
+	}
+}
+
+// A host that can't begin another file for a while, for it is full, loses what comes in that time
+// and no more.
+func TestAFileThatCantBeBegun(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, consoleLog)
+	r, err := OpenRing(path, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	write := func(text string) {
+		t.Helper()
+		if n, err := io.WriteString(r, text); n != len(text) || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+	}
+	write("full")
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := limit
+	none.Cur = 0
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	write("lost")
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := os.ReadFile(path); string(kept) != "full" {
+		t.Errorf("meanwhile it is %q, %v", kept, err)
+	}
+	write("more")
+	log, err := ReadLog(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	if all, err := io.ReadAll(log); string(all) != "fullmore" {
+		t.Errorf("it is %q, %v", all, err)
 	}
 }
