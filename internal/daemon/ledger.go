@@ -10,8 +10,8 @@ import (
 	"banger/internal/image/shelf"
 )
 
-// DiskUses is the ledger of the host's space: each image and kernel once, and each VM with
-// what it has for itself.
+// DiskUses is the ledger of the host's space: each image and kernel once, each VM with
+// what it has for itself, and the caches.
 func (l *library) DiskUses(ctx context.Context) ([]api.DiskUse, error) {
 	images, err := l.Images(ctx)
 	if err != nil {
@@ -64,6 +64,26 @@ func (l *library) DiskUses(ctx context.Context) ([]api.DiskUse, error) {
 			use.FreedBytes = &freed
 		}
 		uses = append(uses, use)
+	}
+	caches, err := l.caches()
+	return append(uses, caches...), err
+}
+
+// caches lists what is kept only to be quicker the next time.
+func (l *library) caches() (uses []api.DiskUse, err error) {
+	builds, err := l.images.ForgetPhases(true)
+	if err != nil {
+		return nil, err
+	}
+	pulls, err := allocatedBelow(l.puller.Cache)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range []api.DiskUse{{Name: "builds", ExclusiveBytes: builds}, {Name: "pulls", ExclusiveBytes: pulls}} {
+		if c.ExclusiveBytes > 0 {
+			c.Kind = "cache"
+			uses = append(uses, c)
+		}
 	}
 	return uses, nil
 }

@@ -107,7 +107,7 @@ func (o outputs) put(phase, hash, from string) (string, error) {
 }
 
 // ForgetPhases removes what builds have kept to begin where they differ, and returns its
-// bytes; dry: it only tells. The caller makes sure that no build is at work.
+// bytes; dry: it only tells. Otherwise the caller makes sure that no build is at work.
 func (s *Store) ForgetPhases(dry bool) (int64, error) {
 	o := outputs{filepath.Join(s.dir, outputsDir)}
 	entries, err := os.ReadDir(o.dir)
@@ -117,7 +117,7 @@ func (s *Store) ForgetPhases(dry bool) (int64, error) {
 	var sum int64
 	for _, e := range entries {
 		bytes, err := shelf.Allocated(filepath.Join(o.dir, e.Name()))
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a build may evict meanwhile
 			return 0, err
 		}
 		sum += bytes
