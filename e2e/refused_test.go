@@ -44,7 +44,7 @@ func TestBadRequests(t *testing.T) {
 		{2, []string{"--frobnicate"}, []string{"ls", "--frobnicate"}},
 		{2, []string{"frobnicate"}, []string{"frobnicate"}},
 		{1, []string{"no image"}, []string{"image", "rm", "nonesuch"}},
-		{1, []string{"in use by taken"}, []string{"image", "rm", "tiny"}},
+		{1, []string{"only read"}, []string{"image", "rm", "tiny"}},
 		{1, []string{"in use by taken"}, []string{"kernel", "rm", "debian"}},
 	} {
 		b.refused(tc.code, tc.words, tc.args...)
