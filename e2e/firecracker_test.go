@@ -31,7 +31,7 @@ func needFirecracker(t *testing.T) {
 func TestFirecracker(t *testing.T) {
 	needFirecracker(t)
 	b := bridged(t)
-	if got := b.ok("doctor"); !strings.Contains(got, "Firecracker 1.") || !strings.Contains(got, "KVM works here") {
+	if got := b.run("", "doctor").out; !strings.Contains(got, "Firecracker 1.") || !strings.Contains(got, "KVM works here") {
 		t.Errorf("doctor says %q", got)
 	}
 	b.refused(1, []string{"does not confine Firecracker yet", "--unjailed"}, "create", "--image", "tiny", "--backend", "firecracker")
