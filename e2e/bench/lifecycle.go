@@ -128,14 +128,10 @@ func (m *byHand) killed() (seconds float64, err error) {
 	return seconds, err
 }
 
-// parallelCreate measures the start of ten VMs at once against ten in turn.
-func parallelCreate(b *bench) ([]Figure, error) {
-	const vms, n = 10, 2
-	run := func() error {
-		_, err := b.banger("run", "-d", "--image", "tiny", "--cpus", "1", "--memory", "128M", "--wait", "agent")
-		return err
-	}
-	atOnce, inOrder, err := inTurn(n, func() error {
+// startMany times n times, in turn, the start of that many VMs by run, at once and one after
+// another, each time with their removal. It returns the medians in seconds.
+func (b *bench) startMany(n, vms int, run func() error) (atOnce, inOrder float64, err error) {
+	return inTurn(n, func() error {
 		all := make([]error, vms)
 		var wg sync.WaitGroup
 		for i := range all {
@@ -151,6 +147,16 @@ func parallelCreate(b *bench) ([]Figure, error) {
 		}
 		return b.removeAll()
 	})
+}
+
+// parallelCreate measures the start of ten VMs at once against ten in turn.
+func parallelCreate(b *bench) ([]Figure, error) {
+	const vms, n = 10, 2
+	run := func() error {
+		_, err := b.banger("run", "-d", "--image", "tiny", "--cpus", "1", "--memory", "128M", "--wait", "agent")
+		return err
+	}
+	atOnce, inOrder, err := b.startMany(n, vms, run)
 	if err != nil {
 		return nil, err
 	}

@@ -85,22 +85,7 @@ func warmParallel(b *bench) ([]Figure, error) {
 		_, err := b.banger("run", "-d", "--warm", "--image", "tiny")
 		return err
 	}
-	atOnce, inOrder, err := inTurn(n, func() error {
-		all := make([]error, vms)
-		var wg sync.WaitGroup
-		for i := range all {
-			wg.Go(func() { all[i] = run() })
-		}
-		wg.Wait()
-		return errors.Join(append(all, b.removeAll())...)
-	}, func() error {
-		for range vms {
-			if err := run(); err != nil {
-				return err
-			}
-		}
-		return b.removeAll()
-	})
+	atOnce, inOrder, err := b.startMany(n, vms, run)
 	if err != nil {
 		return nil, err
 	}

@@ -79,18 +79,24 @@ func TestWhatAKilledDaemonWasMakingIsRemoved(t *testing.T) {
 	}
 }
 
-// A daemon that was killed may hold its lock a moment longer than its socket.
-func TestADyingDaemonIsWaitedFor(t *testing.T) {
-	o := options(t)
-	first := open(t, o)
-	second := make(chan error, 1)
+// openBeside opens and closes one more daemon, and tells in the channel how that went.
+func openBeside(t *testing.T, o Options) <-chan error {
+	done := make(chan error, 1)
 	go func() {
 		d, err := Open(t.Context(), o)
 		if err == nil {
 			err = d.Close()
 		}
-		second <- err
+		done <- err
 	}()
+	return done
+}
+
+// A daemon that was killed may hold its lock a moment longer than its socket.
+func TestADyingDaemonIsWaitedFor(t *testing.T) {
+	o := options(t)
+	first := open(t, o)
+	second := openBeside(t, o)
 	select {
 	case err := <-second:
 		t.Fatalf("it did not wait: %v", err)
@@ -110,7 +116,7 @@ func TestAnEndingDaemonIsWaitedFor(t *testing.T) {
 	o := options(t)
 	first := open(t, o)
 	client := api.New(o.Config.Socket)
-	undone, ended, second := make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	undone, ended := make(chan struct{}), make(chan error, 1)
 	ready := make(chan struct{})
 	go func() {
 		err := first.Serve(t.Context(), func() { close(ready) })
@@ -134,13 +140,7 @@ func TestAnEndingDaemonIsWaitedFor(t *testing.T) {
 	if _, err := client.VMs(t.Context()); err != nil {
 		t.Errorf("a client that was there: %v", err)
 	}
-	go func() {
-		d, err := Open(t.Context(), o)
-		if err == nil {
-			err = d.Close()
-		}
-		second <- err
-	}()
+	second := openBeside(t, o)
 	select {
 	case err := <-second:
 		t.Fatalf("it did not wait: %v", err)

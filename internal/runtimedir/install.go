@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
+	"banger/internal/image/shelf"
 )
 
 // Beside a bundle lie, while or after another takes its place:
@@ -100,7 +101,7 @@ func (in *installation) commit(next Record, hold Holder) error {
 			err = writeSynced(filepath.Join(in.stage, recordFile), b, 0o644)
 		}
 		if err == nil {
-			err = syncDir(in.stage)
+			err = shelf.SyncDir(in.stage)
 		}
 		if err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -78,12 +79,7 @@ func pack(ctx context.Context, dir string, r Record, w io.Writer) error {
 		return err
 	}
 	files := r.Files()
-	var paths []string
-	for p := range files {
-		paths = append(paths, p)
-	}
-	slices.Sort(paths)
-	for _, p := range paths {
+	for _, p := range slices.Sorted(maps.Keys(files)) {
 		if err := packFile(ctx, out, dir, files[p], r.BuiltAt()); err != nil {
 			return err
 		}

@@ -115,7 +115,7 @@ func (p Program) unpack(archive io.Reader, dir string) error {
 	if found != len(p.Files) {
 		return fmt.Errorf("it has %d of %d files", found, len(p.Files))
 	}
-	return syncDir(dir)
+	return shelf.SyncDir(dir)
 }
 
 func writeSynced(path string, content []byte, mode os.FileMode) error {
@@ -139,17 +139,5 @@ func replaceDir(stage, target string) error {
 	if err != nil {
 		return fmt.Errorf("put %s in place: %w", target, err)
 	}
-	return syncDir(filepath.Dir(target))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
+	return shelf.SyncDir(filepath.Dir(target))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,12 +48,7 @@ func verify(ctx context.Context, dir string, read bool, yield func(Verdict) bool
 		return err
 	}
 	files := r.Files()
-	var paths []string
-	for p := range files {
-		paths = append(paths, p)
-	}
-	slices.Sort(paths)
-	for _, p := range paths {
+	for _, p := range slices.Sorted(maps.Keys(files)) {
 		problem := files[p].problem(ctx, dir, read)
 		if err := ctx.Err(); err != nil {
 			return err
