@@ -131,7 +131,7 @@ func TestTheDaemonDoesNotGrow(t *testing.T) {
 	b := newBanger(t)
 	b.ok("ls")
 	pid := b.daemonPID()
-	var fds, rss [2]int
+	var fds, rss [2]int // a descriptor that stays open is one that the last wait below waits for in vain
 	client := b.client()
 	cycles := func(n int, start bool) {
 		for range n {
@@ -144,15 +144,12 @@ func TestTheDaemonDoesNotGrow(t *testing.T) {
 			}
 		}
 	}
-	descriptors := func() int {
-		open := 0
-		eventually(t, "connections are closed", func() bool { // that of the last client takes its time
-			entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-			same := open == len(entries)
-			open = len(entries)
-			return err == nil && same
-		})
-		return open
+	descriptors := func() (open int) {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
 	}
 	resident := func() int {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -172,10 +169,15 @@ func TestTheDaemonDoesNotGrow(t *testing.T) {
 			cycles(1, false)
 			rss[i] = min(rss[i], resident())
 		}
-		fds[i] = descriptors()
+		client.Close() // how many connections it kept open is its own affair, and the daemon hears of the end in its own time
+		eventually(t, "connections are closed", func() bool {
+			before := fds[i]
+			fds[i] = descriptors()
+			return fds[i] == before && (i == 0 || fds[i] <= fds[0])
+		})
 	}
 	t.Logf("after 50 and 300 cycles: %v descriptors, %v KiB", fds, rss)
-	if fds[0] != fds[1] || float64(rss[1]) > 1.05*float64(rss[0]) {
+	if float64(rss[1]) > 1.05*float64(rss[0]) {
 		t.Errorf("after 50 and 300 cycles: %v descriptors, %v KiB", fds, rss)
 	}
 }
