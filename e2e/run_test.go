@@ -58,6 +58,14 @@ func TestCommandsInARunningVM(t *testing.T) {
 		}
 	}
 	b.refused(125, []string{"there is no VM", "banger ls -a"}, "exec", "nonesuch", "--", "true")
+
+	nothing := b.command("exec", name, "--", "sh", "-c", "echo lost; readlink /proc/$$/fd/0 /proc/$$/fd/1 >&2")
+	nothing.Stdin, nothing.Stdout = nil, nil // os/exec opens /dev/null
+	var said bytes.Buffer
+	nothing.Stderr = &said
+	if err := nothing.Run(); err != nil || said.String() != "/dev/null\n/dev/null\n" {
+		t.Errorf("without input and output: %v, %q", err, &said)
+	}
 }
 
 func TestMuchThroughStdinAndStdout(t *testing.T) {

@@ -76,6 +76,17 @@ func (a *app) exec(ctx context.Context, client *api.Client, ref string, x api.Ex
 	ctx, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer giveUp(nil)
 	streams := api.ExecIO{Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr}
+	if !x.TTY { // the guest has a /dev/null too, and what does not travel costs nothing
+		if isNull(a.Stdin) {
+			streams.Stdin = nil
+		}
+		if isNull(a.Stdout) {
+			streams.Stdout = nil
+		}
+		if isNull(a.Stderr) {
+			streams.Stderr = nil
+		}
+	}
 	if x.TTY {
 		size := a.sizeOf()
 		x.Size = &size

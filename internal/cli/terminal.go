@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"banger/api"
@@ -25,6 +26,16 @@ func terminal(stream any) (fd int, ok bool) {
 func isTerminal(stream any) bool {
 	_, ok := terminal(stream)
 	return ok
+}
+
+// isNull tells whether stream is /dev/null.
+func isNull(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
 }
 
 // raw puts the terminal that standard input is into raw mode, in which keys reach the guest

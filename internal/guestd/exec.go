@@ -27,7 +27,6 @@ func (a *Agent) exec(s *channel.Stream, x proto.Exec) {
 		closeStreams(streams)
 		return
 	}
-	proto.WriteFrame(s, proto.ExecEvent{Started: &proto.Started{PID: j.pid}})
 	if x.Detach { // started is all there is to tell
 		proto.WriteFrame(s, proto.ExecEvent{Exit: &proto.Exit{}})
 		j.wait()

@@ -108,18 +108,12 @@ type ExecInput struct {
 	Signal string `json:"signal,omitempty"` // INT, TERM, HUP, QUIT, KILL, USR1, USR2, WINCH, TSTP, CONT
 }
 
-// ExecEvent is a frame from the agent on an exec stream. Exit or Error comes last, after
-// which every byte that the command had written before it ended still arrives on its
-// stdio streams.
+// ExecEvent is the frame from the agent on an exec stream: Exit or Error, after which
+// every byte that the command had written before it ended still arrives on its stdio
+// streams.
 type ExecEvent struct {
-	Started *Started `json:"started,omitempty"`
-	Exit    *Exit    `json:"exit,omitempty"`
-	Error   *Error   `json:"error,omitempty"` // the command was never started
-}
-
-// Started tells the command's process id in the guest.
-type Started struct {
-	PID int `json:"pid"`
+	Exit  *Exit  `json:"exit,omitempty"`
+	Error *Error `json:"error,omitempty"` // the command was never started
 }
 
 // Exit tells how a command ended. Code follows the shell's convention: the exit status,

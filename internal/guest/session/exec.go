@@ -193,6 +193,8 @@ func copyOutput(out io.Writer, s Stream) error {
 type onlyWriter struct{ io.Writer }
 type onlyReader struct{ io.Reader }
 
+// awaitExit passes over what it does not know: the agent of a VM that was started before
+// an upgrade tells more.
 func awaitExit(ctx context.Context, control Stream) (proto.Exit, error) {
 	for {
 		var event proto.ExecEvent
