@@ -59,7 +59,7 @@ func TestCommandsInARunningVM(t *testing.T) {
 	}
 	b.refused(125, []string{"there is no VM", "banger ls -a"}, "exec", "nonesuch", "--", "true")
 
-	nothing := b.command("exec", name, "--", "sh", "-c", "echo lost; (readlink /proc/$$/fd/0; readlink /proc/$$/fd/1) >&2")
+	nothing := b.command("exec", name, "--", "sh", "-c", "echo lost; (readlink /proc/$$/fd/0; readlink /proc/$$/fd/1) >&2; true")
 	nothing.Stdin, nothing.Stdout = nil, nil // os/exec opens /dev/null
 	var said bytes.Buffer
 	nothing.Stderr = &said
