@@ -82,6 +82,7 @@ func (a *Agent) ServeConn(carrier net.Conn) error {
 const headerTimeout = 30 * time.Second
 
 func (a *Agent) serve(s *channel.Stream) {
+	opened := time.Now()
 	var h proto.Header
 	s.SetReadDeadline(time.Now().Add(headerTimeout))
 	if err := proto.ReadFrame(s, &h); err != nil {
@@ -96,7 +97,7 @@ func (a *Agent) serve(s *channel.Stream) {
 	defer s.Close()
 	switch {
 	case h.Service == proto.ServiceControl:
-		a.control(s, h)
+		a.control(s, h, opened)
 	case h.Service == proto.ServiceExec && h.Exec != nil:
 		a.exec(s, *h.Exec)
 	case h.Service == proto.ServicePut && h.Put != nil:

@@ -30,6 +30,7 @@ type fakeSystem struct {
 	journal  chan string
 	bootID   string
 	synced   int
+	shed     int
 }
 
 func newFakeSystem() *fakeSystem {
@@ -47,6 +48,7 @@ func (f *fakeSystem) Thaw(string) error             { defer f.lock()(); f.frozen
 func (f *fakeSystem) ReloadNetwork(init string)     { f.reloaded <- init }
 func (f *fakeSystem) ReloadJournal(init string)     { f.journal <- init }
 func (f *fakeSystem) SetBootID(id string) error     { defer f.lock()(); f.bootID = id; return nil }
+func (f *fakeSystem) Shed(string) error             { defer f.lock()(); f.shed++; return nil }
 func (f *fakeSystem) Sync()                         { defer f.lock()(); f.synced++ }
 func (f *fakeSystem) Exposed(start func() error) error {
 	return start()

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -22,9 +23,32 @@ var inherited = []string{
 	"run/systemd/netif/leases/*",
 }
 
-// shed takes from a clone what else it shares with the machine that it goes on from. What it
-// can't be rid of it works with: the log tells.
-func (a *Agent) shed(c proto.Clone) {
+// shed gives up what a clone may not have in common with this machine, which is about to be
+// saved: done once here, it need not be done in each clone while its user waits.
+func (a *Agent) shed() error {
+	a.conf.Lock()
+	defer a.conf.Unlock()
+	a.dropInherited()
+	err := a.System.Shed(a.Init)
+	a.System.Sync()
+	runtime.GC() // so that a clone's agent is not about to
+	return err
+}
+
+// becomeAnother takes from a clone what else it shares with the machine that it goes on from.
+// What it can't be rid of it works with: the log tells.
+func (a *Agent) becomeAnother(c proto.Clone) {
+	if err := a.System.SetBootID(c.BootID); err != nil {
+		a.Log.Printf("set the boot id: %v", err)
+	}
+	if c.Shed {
+		return
+	}
+	a.dropInherited()
+	go a.System.ReloadJournal(a.Init) // which takes its time
+}
+
+func (a *Agent) dropInherited() {
 	for _, pattern := range inherited {
 		found, _ := filepath.Glob(filepath.Join(a.Root, pattern)) // the patterns are well-formed
 		for _, path := range found {
@@ -33,10 +57,6 @@ func (a *Agent) shed(c proto.Clone) {
 			}
 		}
 	}
-	if err := a.System.SetBootID(c.BootID); err != nil {
-		a.Log.Printf("set the boot id: %v", err)
-	}
-	go a.System.ReloadJournal(a.Init) // which takes its time
 }
 
 // adjustClock moves the clock and tells what it shows.
@@ -123,8 +143,16 @@ func (l *Linux) Sync() { unix.Sync() }
 // ReloadJournal ends systemd's journal, which systemd starts again at once, with what is
 // written to it meanwhile: it has read the ids once and for all.
 func (l *Linux) ReloadJournal(init string) {
+	if journal := findJournal(init); journal >= 0 {
+		_ = unix.PidfdSendSignal(journal, unix.SIGTERM, nil, 0) // if it has ended it starts anew as well
+		unix.Close(journal)
+	}
+}
+
+// findJournal returns a pidfd of systemd's journal, or -1.
+func findJournal(init string) int {
 	if !isSystemd(init) {
-		return
+		return -1
 	}
 	names, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is well-formed
 	for _, name := range names {
@@ -136,11 +164,9 @@ func (l *Linux) ReloadJournal(init string) {
 		if err != nil {
 			continue
 		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			return fd
 		}
-		_ = unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0) // if it has ended it starts anew as well
-		unix.Close(fd)
 	}
+	return -1
 }

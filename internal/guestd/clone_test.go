@@ -51,6 +51,42 @@ func TestACloneShedsItsOrigin(t *testing.T) {
 	<-w.system.journal
 }
 
+// What a machine has given up before it was saved, its clones need not.
+func TestAMachineShedsBeforeItIsSaved(t *testing.T) {
+	w := newWorld(t)
+	seed := filepath.Join(w.root, "var/lib/systemd/random-seed")
+	put(t, seed, "shared")
+	w.configure(t, proto.Configure{VMID: "v1", Hostname: "origin", MachineID: machineID})
+	if err := w.agent.Call(t.Context(), proto.MethodShed, nil, nil); err != nil || w.system.shed != 1 || w.system.synced != 1 {
+		t.Errorf("shed %d times, synced %d, %v", w.system.shed, w.system.synced, err)
+	}
+	if _, err := os.Stat(seed); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it would be saved with its seed: %v", err)
+	}
+	w.configure(t, proto.Configure{VMID: "v2", Hostname: "clone", MachineID: machineID,
+		Clone: &proto.Clone{BootID: "5f0c7a86-33ad-4c1c-9d4b-1d0f8e6f3a11", Shed: true}})
+	select {
+	case <-w.system.journal:
+		t.Error("the journal of a clone was ended again")
+	default:
+	}
+}
+
+// The host is told by how much a clock may be off that a configure has set.
+func TestConfigureTellsTheClock(t *testing.T) {
+	w := newWorld(t)
+	want := w.system.Now().Add(time.Hour)
+	var got proto.Configured
+	c := proto.Configure{VMID: "v1", Hostname: "origin", MachineID: machineID, UnixNanos: want.UnixNano()}
+	begin := time.Now()
+	if err := w.agent.Call(t.Context(), proto.MethodConfigure, c, &got); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Duration(got.TookNanos); got.UnixNanos != want.UnixNano() || took <= 0 || took > time.Since(begin) {
+		t.Errorf("it shows %v after %v, want %v", time.Unix(0, got.UnixNanos), took, want)
+	}
+}
+
 func TestTheClockIsMovedAndRead(t *testing.T) {
 	w := newWorld(t)
 	was := w.system.Now()
@@ -62,12 +98,5 @@ func TestTheClockIsMovedAndRead(t *testing.T) {
 		if was = was.Add(adjust); c.UnixNanos != was.UnixNano() || !w.system.now.Equal(was) {
 			t.Errorf("moved by %v the clock shows %v and tells %v, want %v", adjust, w.system.now, time.Unix(0, c.UnixNanos), was)
 		}
-	}
-}
-
-func TestQuiesceSyncs(t *testing.T) {
-	w := newWorld(t)
-	if err := w.agent.Call(t.Context(), proto.MethodQuiesce, nil, nil); err != nil || w.system.synced != 1 {
-		t.Errorf("synced %d times, %v", w.system.synced, err)
 	}
 }

@@ -54,7 +54,7 @@ func (a *Agent) configure(c proto.Configure) error {
 	was := a.id
 	a.mu.Unlock()
 	if c.Clone != nil {
-		a.shed(*c.Clone)
+		a.becomeAnother(*c.Clone)
 	}
 	net := fmt.Sprint(c.Links, c.Nameservers, c.Search)
 	if was.configured && was.net != net {

@@ -11,23 +11,25 @@ import (
 	"banger/internal/guest/proto"
 )
 
-// control answers one call. A call goes on to its end when the client does not wait.
-func (a *Agent) control(s *channel.Stream, h proto.Header) {
-	result, err := a.call(h)
+// control answers one call, made when the stream was opened. A call goes on to its end when the
+// client does not wait.
+func (a *Agent) control(s *channel.Stream, h proto.Header, opened time.Time) {
+	result, err := a.call(h, opened)
 	reply(s, result, err)
 	if h.Method == proto.MethodShutdown && err == nil {
 		a.shutdown(s, result)
 	}
 }
 
-func (a *Agent) call(h proto.Header) (any, error) {
+func (a *Agent) call(h proto.Header, opened time.Time) (any, error) {
 	switch h.Method {
 	case proto.MethodConfigure:
 		var c proto.Configure
 		if err := decode(h, &c); err != nil {
 			return nil, err
 		}
-		return nil, a.configure(c)
+		err := a.configure(c)
+		return proto.Configured{UnixNanos: a.System.Now().UnixNano(), TookNanos: int64(time.Since(opened))}, err
 	case proto.MethodHealth:
 		return a.health()
 	case proto.MethodStats:
@@ -48,9 +50,8 @@ func (a *Agent) call(h proto.Header) (any, error) {
 		return nil, a.System.Freeze(a.Root)
 	case proto.MethodThaw:
 		return nil, a.System.Thaw(a.Root)
-	case proto.MethodQuiesce:
-		a.System.Sync()
-		return nil, nil
+	case proto.MethodShed:
+		return nil, a.shed()
 	case proto.MethodShutdown:
 		var sd proto.Shutdown
 		if err := decode(h, &sd); err != nil {

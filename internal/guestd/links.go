@@ -117,16 +117,20 @@ func setLink(link netlink.Link, want proto.Link) error {
 	if gw == nil {
 		return errs.New(errs.Invalid, "gateway %q is no address", want.Gateway)
 	}
-	return setRoute(link, gw)
+	return setRoute(link, gw, link.Attrs().Flags&net.FlagUp != 0)
 }
 
-// setRoute has the gateway be the only way out by a link.
-func setRoute(link netlink.Link, gw net.IP) error {
+// setRoute has the gateway be the only way out by a link, by which there may be others if it was
+// up before.
+func setRoute(link netlink.Link, gw net.IP, others bool) error {
 	// On-link: the gateway need not be within an address's prefix. Static, so that it is the
 	// very route that networkd finds in networkdConf.
 	route := netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw, Flags: int(netlink.FLAG_ONLINK), Dst: defaultRoute(gw), Protocol: unix.RTPROT_STATIC}
 	if err := netlink.RouteReplace(&route); err != nil {
 		return fmt.Errorf("route by %s: %w", gw, err)
+	}
+	if !others {
+		return nil
 	}
 	family := netlink.FAMILY_V6
 	if gw.To4() != nil {
@@ -155,6 +159,21 @@ func isDefault(dst *net.IPNet) bool {
 	return ones == 0
 }
 
+// dropLinks takes all interfaces but loopback down, with which they lose routes, neighbours and
+// their IPv6 link addresses, and takes their other addresses away.
+func dropLinks() error {
+	all, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, link := range all {
+		if link.Attrs().Flags&net.FlagLoopback == 0 {
+			err = errors.Join(err, setAddresses(link, nil), netlink.LinkSetDown(link))
+		}
+	}
+	return err
+}
+
 // setMAC gives a clone's interface the address that its host knows it by. Down in between, it
 // loses what was derived from the old one: routes, neighbours and its IPv6 link address.
 func setMAC(link netlink.Link, mac string) error {
@@ -165,8 +184,10 @@ func setMAC(link netlink.Link, mac string) error {
 	if err != nil {
 		return errs.New(errs.Invalid, "%q is no hardware address", mac)
 	}
-	if err := netlink.LinkSetDown(link); err != nil {
-		return err
+	if link.Attrs().Flags&net.FlagUp != 0 {
+		if err := netlink.LinkSetDown(link); err != nil {
+			return err
+		}
 	}
 	return netlink.LinkSetHardwareAddr(link, addr)
 }

@@ -18,6 +18,9 @@ type System interface {
 
 	// SetBootID has the kernel tell this boot id from now on.
 	SetBootID(id string) error
+	// Shed gives up what a clone may not have in common with this machine: addresses, and what
+	// the journal of that init knows of ids. The machine is not used any more as it is.
+	Shed(init string) error
 	// ReloadJournal has the journal of that init, if it has one, begin anew under the machine's
 	// and the boot's ids of now.
 	ReloadJournal(init string)

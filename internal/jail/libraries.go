@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"banger/internal/host"
@@ -48,7 +49,47 @@ func readerOf(program string) (string, error) {
 
 const maxFirstLine = 256 // bytes: the kernel reads no more of a script
 
+// listed is what is known of programs that are started again and again, by path, as long as
+// neither they nor what libraries the host has have changed.
+var listed struct {
+	sync.Mutex
+	programs map[string]listing
+}
+
+type listing struct {
+	program, cache os.FileInfo
+	files          []string
+}
+
 func ofBinary(program string) ([]string, error) {
+	binary, err := os.Stat(program)
+	if err != nil {
+		return nil, err
+	}
+	cache, err := os.Stat(loaderCache)
+	if err != nil { // nothing would tell
+		return list(program)
+	}
+	listed.Lock()
+	defer listed.Unlock()
+	if l, ok := listed.programs[program]; ok && same(l.program, binary) && same(l.cache, cache) {
+		return l.files, nil
+	}
+	files, err := list(program)
+	if err == nil {
+		if listed.programs == nil {
+			listed.programs = map[string]listing{}
+		}
+		listed.programs[program] = listing{binary, cache, files}
+	}
+	return slices.Clip(files), err
+}
+
+func same(a, b os.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+func list(program string) ([]string, error) {
 	loader, err := loaderOf(program)
 	if err != nil || loader == "" {
 		return []string{program}, err

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 
@@ -46,15 +47,24 @@ type Bridge struct {
 
 	stop    func()
 	watched sync.WaitGroup
+	closing context.Context // until Close
+	close   context.CancelFunc
 }
+
+// settleAfter is how long after a VM's port has gone that is settled, unless someone looks. The
+// kernel takes up to 60 ms to remove the bridge and its rules with the last port, and another VM
+// that comes at once would wait for that, and then for their making.
+const settleAfter = 2 * time.Second
 
 // Open returns the bridge of a state directory. It changes nothing on the host.
 func Open(o Options) *Bridge {
-	return &Bridge{
+	b := &Bridge{
 		Options: o, kernel: kernel{ownerAlias(o.State), linkGroup(o.State), opened{filepath.Join(o.State, "forwarding.json"), o.BootID}},
 		ports: map[string]Port{}, taps: map[string]*os.File{}, leaving: map[string]*os.File{},
 		stop: func() {},
 	}
+	b.closing, b.close = context.WithCancel(context.Background())
+	return b
 }
 
 // Check tells whether VMs can be bridged here, by trying what that takes. errs.Unavailable,
@@ -214,8 +224,8 @@ func (b *Bridge) Forward(_ context.Context, vm string, want []Forward) error {
 }
 
 // Detach takes a VM's port away, whose VMM has ended. Finding none is success. What takes
-// the kernel long (it removes a TAP in 16 ms) is done behind the caller's back; [Bridge.Objects]
-// waits for it, and a daemon that dies before leaves a TAP that nobody has open, which is none.
+// the kernel long (it removes a TAP in 16 ms) is done behind the caller's back, see settleAfter;
+// [Bridge.Objects] has it done, and a daemon that dies before leaves a TAP that nobody has open, which is none.
 func (b *Bridge) Detach(_ context.Context, vm string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -233,13 +243,19 @@ func (b *Bridge) detach(vm string) error {
 		b.leaving[vm] = f
 	}
 	err := b.listeners.set(vm, netip.Addr{}, nil)
-	b.unsettled = true
-	b.watched.Go(b.settle)
+	if !b.unsettled {
+		b.unsettled = true
+		b.watched.Go(b.settle)
+	}
 	return err
 }
 
-// settle does what Detach has left.
+// settle does what Detach has left, in a while.
 func (b *Bridge) settle() {
+	select {
+	case <-time.After(settleAfter):
+	case <-b.closing.Done():
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.settleNow()
@@ -256,7 +272,6 @@ func (b *Bridge) settleNow() {
 		f.Close()
 	}
 	if err := b.apply(); err != nil {
-		b.unsettled = true // whoever comes next tries again
 		b.Log.Error("take a VM's port away", "err", err)
 	}
 }
@@ -328,6 +343,7 @@ func (b *Bridge) notice(problem string) {
 // them; forwards end until the next daemon opens them again.
 func (b *Bridge) Close() error {
 	b.stop()
+	b.close()
 	b.watched.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()

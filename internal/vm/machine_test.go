@@ -113,6 +113,9 @@ func (g *fakeGuest) Call(ctx context.Context, method string, params, result any)
 	switch method {
 	case proto.MethodConfigure:
 		w.set(func() { w.lastConf = params.(proto.Configure) })
+		if answer, ok := result.(*proto.Configured); ok {
+			*answer = proto.Configured{UnixNanos: time.Now().UnixNano()}
+		}
 	case proto.MethodWaitBoot:
 		raw, err := json.Marshal(proto.Boot{State: w.boot})
 		if err != nil {

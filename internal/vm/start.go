@@ -340,15 +340,22 @@ func (m *Manager) configure(ctx context.Context, v VM, g Guest, from *template.T
 	}
 	c.Links, c.Nameservers = m.guestNet(v)
 	if from != nil {
-		c.Clone = &proto.Clone{BootID: newBootID()}
+		c.Clone = &proto.Clone{BootID: newBootID(), Shed: true}
 		for i := range c.Links {
 			c.Links[i].OldMAC = from.MAC
 		}
 	}
-	if err := g.Call(ctx, proto.MethodConfigure, c, nil); err != nil || from == nil {
+	var guest proto.Configured
+	begin := time.Now()
+	if err := g.Call(ctx, proto.MethodConfigure, c, &guest); err != nil || from == nil {
 		return err
 	}
-	return setClock(ctx, g)
+	configuring := time.Duration(guest.TookNanos)
+	behind, sure := skew(begin.Add(configuring), guest.UnixNanos, time.Since(begin)-configuring)
+	if sure {
+		return nil
+	}
+	return setClock(ctx, g, behind)
 }
 
 // withConsole adds to err what the guest's console said last and where the rest is.

@@ -209,7 +209,7 @@ func (m *Manager) saveInto(ctx context.Context, v VM, stage *template.Stage) (di
 	}
 	g, err := r.channel(ctx)
 	if err == nil {
-		err = g.Call(ctx, proto.MethodQuiesce, nil, nil)
+		err = g.Call(ctx, proto.MethodShed, nil, nil)
 	}
 	if err == nil { // a session that is saved would have to be found out to be over first
 		err = g.Close()

@@ -171,23 +171,28 @@ func (m *Manager) distrust(ctx context.Context, t template.Template, why error) 
 }
 
 const (
-	skewWanted = 10 * time.Millisecond // that a clone's clock may be off
-	clockTries = 5
+	skewAllowed = 40 * time.Millisecond // of a clone's clock, with what can't be told; 50 are promised
+	clockTries  = 5
 )
+
+// skew tells how far a guest's clock is behind by what it showed in its answer to a message that
+// was sent at begin, and how sure that is: the two messages took so long together.
+func skew(begin time.Time, guest int64, took time.Duration) (behind time.Duration, sure bool) {
+	behind = begin.Add(took / 2).Sub(time.Unix(0, guest))
+	return behind, took/2+behind.Abs() < skewAllowed
+}
 
 // setClock sets a clone's clock as well as can be told: on a busy host a message may take longer
 // to arrive than the clock may be off, so its answer is timed, and it is sent again.
-func setClock(ctx context.Context, g Guest) error {
-	var adjust time.Duration
+func setClock(ctx context.Context, g Guest, adjust time.Duration) error {
 	for range clockTries {
 		var guest proto.Clock
 		begin := time.Now()
 		if err := g.Call(ctx, proto.MethodClock, proto.Clock{AdjustNanos: int64(adjust)}, &guest); err != nil {
 			return err
 		}
-		took := time.Since(begin)
-		adjust = begin.Add(took / 2).Sub(time.Unix(0, guest.UnixNanos))
-		if took/2+adjust.Abs() < 2*skewWanted {
+		var sure bool
+		if adjust, sure = skew(begin, guest.UnixNanos, time.Since(begin)); sure {
 			return nil
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"banger/internal/disk"
 	"banger/internal/disk/dm/devmapper"
+	"banger/internal/disk/loop"
 	"banger/internal/errs"
 )
 
@@ -96,7 +97,7 @@ func (s *stack) build(ctx context.Context, b disk.Base) error {
 // the hand-over from one to the other.
 func (s *stack) readOnly(ctx context.Context, b disk.Base) (layer, error) {
 	if b.On == nil {
-		dev, err := s.loops.OpenShared(ctx, b.Path)
+		dev, err := s.loops.OpenShared(ctx, b.Path, loop.Direct)
 		if err != nil {
 			return layer{}, err
 		}

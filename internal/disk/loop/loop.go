@@ -40,8 +40,16 @@ func (d *Device) Path() string { return d.f.Name() }
 // Close lets go of the device.
 func (d *Device) Close() error { return d.f.Close() }
 
+// Caching says where what is read by a device stays in memory.
+type Caching bool
+
+const (
+	Direct Caching = false // what is read is kept for the device, while that is there
+	Cached Caching = true  // and for its file, which outlives the device
+)
+
 // OpenShared returns a read-only device of the file at path: the one that there is, or a new one.
-func (l *Loops) OpenShared(ctx context.Context, path string) (*Device, error) {
+func (l *Loops) OpenShared(ctx context.Context, path string, c Caching) (*Device, error) {
 	l.sharing.Lock()
 	defer l.sharing.Unlock()
 	file, err := openBacking(path, os.O_RDONLY)
@@ -57,14 +65,18 @@ func (l *Loops) OpenShared(ctx context.Context, path string) (*Device, error) {
 	if err != nil || found != nil {
 		return found, err
 	}
-	return attach(ctx, file, unix.LO_FLAGS_READ_ONLY)
+	flags := uint32(unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_DIRECT_IO)
+	if c == Cached {
+		flags &^= unix.LO_FLAGS_DIRECT_IO
+	}
+	return attach(ctx, file, flags)
 }
 
 // OpenNew returns a device of the file at path that nobody else has.
 func (l *Loops) OpenNew(ctx context.Context, path string, readOnly bool) (*Device, error) {
-	mode, flags := os.O_RDWR, uint32(0)
+	mode, flags := os.O_RDWR, uint32(unix.LO_FLAGS_DIRECT_IO)
 	if readOnly {
-		mode, flags = os.O_RDONLY, unix.LO_FLAGS_READ_ONLY
+		mode, flags = os.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
 	}
 	file, err := openBacking(path, mode)
 	if err != nil {
@@ -130,15 +142,15 @@ func attach(ctx context.Context, file *os.File, flags uint32) (*Device, error) {
 	return nil, errs.New(errs.Busy, "others took every loop device that was free for %s", file.Name()).Try("try again")
 }
 
-// configure binds a free device to a file in one step (Linux 5.8), with direct I/O where
-// the filesystem has it: the kernel goes without where it has not.
+// configure binds a free device to a file in one step (Linux 5.8), with direct I/O, if
+// that is asked for, where the filesystem has it: the kernel goes without where it has not.
 func configure(n int, file *os.File, flags uint32) (*Device, error) {
 	dev, err := openNode(n, flags)
 	if err != nil {
 		return nil, err
 	}
 	config := unix.LoopConfig{Fd: uint32(file.Fd())}
-	config.Info.Flags = flags | unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
+	config.Info.Flags = flags | unix.LO_FLAGS_AUTOCLEAR
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], filepath.Base(file.Name()))
 	err = unix.IoctlLoopConfigure(int(dev.Fd()), &config)
 	if errors.Is(err, unix.EINVAL) { // some kernels refuse direct I/O instead

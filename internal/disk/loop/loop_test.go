@@ -118,7 +118,7 @@ func TestSharedDeviceIsOneAndReadOnly(t *testing.T) {
 		failed  [20]error
 	)
 	for i := range devices {
-		wg.Go(func() { devices[i], failed[i] = l.OpenShared(t.Context(), path) })
+		wg.Go(func() { devices[i], failed[i] = l.OpenShared(t.Context(), path, Direct) })
 	}
 	wg.Wait()
 	if err := errors.Join(failed[:]...); err != nil {
@@ -150,7 +150,7 @@ func TestSharedDeviceIsOneAndReadOnly(t *testing.T) {
 		t.Errorf("%v are left, not two", got)
 	}
 	devices[0].Close()
-	again, err := l.OpenShared(t.Context(), path)
+	again, err := l.OpenShared(t.Context(), path, Direct)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestDetachedBySomeoneElse(t *testing.T) {
 	needLoops(t)
 	path := newFile(t, 64<<10)
 	var l Loops
-	d, err := l.OpenShared(t.Context(), path)
+	d, err := l.OpenShared(t.Context(), path, Direct)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func TestNoRegularFile(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if _, err := l.OpenShared(t.Context(), filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := l.OpenShared(t.Context(), filepath.Join(t.TempDir(), "none"), Direct); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a file that is not there: %v", err)
 	}
 }

@@ -171,7 +171,7 @@ type Measure struct {
 
 // Control methods, with the types of their parameters and results.
 const (
-	MethodConfigure = "configure" // Configure → nothing; idempotent
+	MethodConfigure = "configure" // Configure → Configured; idempotent
 	MethodHealth    = "health"    // nothing → Health
 	MethodStats     = "stats"     // nothing → Stats
 	MethodSetTime   = "set-time"  // SetTime → nothing
@@ -183,7 +183,7 @@ const (
 	MethodGrowRoot  = "grow-root" // nothing → GrowRoot: the root filesystem fills its disk
 	MethodTrim      = "trim"      // nothing → Trim: the root filesystem tells its disk what it does not need
 	MethodFree      = "free"      // FreeFrom → Free: a part of what the root filesystem does not need
-	MethodQuiesce   = "quiesce"   // nothing → nothing: all that is written is on the disk
+	MethodShed      = "shed"      // nothing → nothing: what clones may not share is given up, and all is on the disk
 	MethodReach     = "reach"     // Reach → nothing, once the address has answered
 )
 
@@ -211,7 +211,15 @@ type Configure struct {
 
 // Clone is what is new in a clone and nowhere else.
 type Clone struct {
-	BootID string `json:"boot_id"` // a UUID
+	BootID string `json:"boot_id"`        // a UUID
+	Shed   bool   `json:"shed,omitempty"` // what it goes on from has given up the rest before it was saved
+}
+
+// Configured tells the clock at the end of a configure, and how long ago that was asked for: the
+// host knows how long the two messages took, and so how far the clock may be off.
+type Configured struct {
+	UnixNanos int64 `json:"unix_nanos"`
+	TookNanos int64 `json:"took_nanos"`
 }
 
 // Link is a network interface as it should be.

@@ -42,14 +42,14 @@ func arguments(spec hypervisor.MachineSpec, steadyTSC bool) []string {
 		"-cpu", cpuModel(spec.Accel, spec.Nested),
 		"-smp", strconv.Itoa(spec.CPUs),
 		"-m", fmt.Sprintf("%dM", spec.MemoryBytes>>20),
-		"-kernel", spec.Kernel,
-		"-initrd", spec.Initramfs,
-		"-append", strings.Join(append(kernelArguments(spec.Accel, steadyTSC), spec.Cmdline...), " "),
 		"-no-reboot",
 		// QEMU itself can neither start a program nor gain a privilege once it runs.
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
-	if spec.From != nil {
+	if spec.From == nil {
+		args = append(args, "-kernel", spec.Kernel, "-initrd", spec.Initramfs,
+			"-append", strings.Join(append(kernelArguments(spec.Accel, steadyTSC), spec.Cmdline...), " "))
+	} else { // its kernel is in its memory by now, and QEMU would read those of some 40 MB for nothing
 		args = append(args, "-object", savedMemory(spec), "-incoming", "defer", "-S")
 	}
 	for i, id := range []string{"monitor", "console", "channel"} {

@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"context"
 	"fmt"
 	"os"
 
@@ -49,10 +48,11 @@ func jailOf(spec hypervisor.MachineSpec) (jail.Jail, error) {
 		seeIfThere(path)
 	}
 	see("/dev/null") // with which QEMU finds out how files are locked
-	see(spec.Kernel)
-	see(spec.Initramfs)
 	if spec.From != nil {
 		see(spec.From.Memory)
+	} else {
+		see(spec.Kernel)
+		see(spec.Initramfs)
 	}
 	if spec.Accel == hypervisor.KVM {
 		see("/dev/kvm")
@@ -77,22 +77,6 @@ func jailOf(spec hypervisor.MachineSpec) (jail.Jail, error) {
 		}
 	}
 	return j, nil
-}
-
-// guardMemory gives the memory that a confined machine goes on from as a read-only loop
-// device, until release is called; a machine that has opened it keeps it. QEMU 7.2 opens that
-// for writing though it only ever writes to copies of its pages, and with a file that would be
-// the right to change what other machines go on from.
-func (h *Hypervisor) guardMemory(ctx context.Context, spec hypervisor.MachineSpec) (_ hypervisor.MachineSpec, release func() error, err error) {
-	if !spec.Jailed || spec.From == nil {
-		return spec, func() error { return nil }, nil
-	}
-	memory, err := h.loops.OpenShared(ctx, spec.From.Memory)
-	if err != nil {
-		return spec, nil, err
-	}
-	spec.From = &hypervisor.Saved{Memory: memory.Path(), State: spec.From.State}
-	return spec, memory.Close, nil
 }
 
 // diskBytes is the size that the guest sees of a disk in a file, 0 of a device.

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 
-	"banger/internal/disk/loop"
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
@@ -30,8 +29,8 @@ const qemuLog = "qemu.log"
 
 // Hypervisor runs machines with QEMU.
 type Hypervisor struct {
-	binary string
-	loops  loop.Loops
+	binary   string
+	memories memories
 
 	reading sync.Mutex // guards program
 	program program
