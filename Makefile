@@ -91,7 +91,7 @@ docs: ## make the pages of docs that are made of the commands, the settings and 
 lab: deps build ## boot the lab, a VM that is a whole host, to work in
 	go run ./e2e/lab up
 
-test-lab: deps build build-faults ## pass the tests that need such a host; ARGS="-keep internal/disk" for some, in a lab that stays
+test-lab: deps build build-faults ## pass the tests that need such a host; ARGS="-keep internal/disk" for some, in a lab that stays; ARGS=-short for what is quick
 	go run ./e2e/lab test $(ARGS)
 
 bench: deps build guests ## measure; every figure is a ratio against a bare baseline, also in build/bench.json

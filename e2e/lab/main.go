@@ -3,7 +3,8 @@
 //
 //	lab image                build the lab's image, if it is missing
 //	lab up                   that, and boot the lab, if it does not run
-//	lab test [-keep] [-long] [NAME…] run the suites, or those whose package begins so, in a fresh lab
+//	lab test [-keep] [-short] [-long] [NAME…]
+//	                         run the suites, or those whose package begins so, in a fresh lab
 //	lab bench NAME           take a measurement of e2e/bench in a lab that runs, or is booted and stays
 //	lab down                 remove the lab
 //
@@ -19,6 +20,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -33,7 +35,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: lab image | up | test [-keep] [NAME…] | down")
+var errUsage = errors.New("usage: lab image | up | test [-keep] [-short] [-long] [NAME…] | bench NAME | down")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
@@ -53,13 +55,16 @@ func run(ctx context.Context, args []string) error {
 		fmt.Printf("the lab runs; work in it with\n  BANGER_STATE_DIR=%s %s exec -t %s -- bash\n", l.state, l.banger, vmName)
 		return nil
 	case "test":
+		var o options
 		flags := flag.NewFlagSet("lab test", flag.ContinueOnError)
-		keep := flags.Bool("keep", false, "use a lab that runs, and leave it")
-		long := flags.Bool("long", false, "run the tests too that take many minutes")
+		flags.BoolVar(&o.keep, "keep", false, "use a lab that runs, and leave it")
+		flags.BoolVar(&o.short, "short", false, "run only what takes two minutes")
+		flags.BoolVar(&o.long, "long", false, "run the tests too that take many minutes")
 		if err := flags.Parse(args); err != nil {
 			return err
 		}
-		return l.test(ctx, *keep, *long, flags.Args())
+		o.names = flags.Args()
+		return l.test(ctx, o)
 	case "bench":
 		if len(args) != 1 {
 			return errUsage
@@ -72,17 +77,23 @@ func run(ctx context.Context, args []string) error {
 	}
 }
 
+// options say which tests are run, and in which lab.
+type options struct {
+	keep, short, long bool
+	names             []string
+}
+
 // test runs the suites whose package begins with one of the names, all if there are none.
-func (l *lab) test(ctx context.Context, keep, long bool, names []string) (err error) {
+func (l *lab) test(ctx context.Context, o options) (err error) {
 	begin := time.Now()
-	chosen, err := choose(suites, names)
+	chosen, err := choose(suites, o)
 	if err != nil {
 		return err
 	}
 	if err := l.compile(ctx, chosen); err != nil {
 		return err
 	}
-	if !keep {
+	if !o.keep {
 		if err := l.down(); err != nil {
 			return err
 		}
@@ -98,7 +109,7 @@ func (l *lab) test(ctx context.Context, keep, long bool, names []string) (err er
 	var r report
 	for _, s := range chosen {
 		fmt.Printf("=== %s\n", s)
-		l.runSuite(ctx, s, long, r.suite(s.String(), os.Stdout))
+		l.runSuite(ctx, s, o.long, r.suite(s.String(), os.Stdout))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -128,14 +139,17 @@ func (l *lab) bench(ctx context.Context, name string) error {
 }
 
 // choose picks the suites whose package begins with one of the names.
-func choose(all []suite, names []string) ([]suite, error) {
-	if len(names) == 0 {
+func choose(all []suite, o options) ([]suite, error) {
+	if o.short {
+		all = slices.DeleteFunc(slices.Clone(all), func(s suite) bool { return !s.short })
+	}
+	if len(o.names) == 0 {
 		return all, nil
 	}
 	var chosen []suite
 	used := map[string]bool{}
 	for _, s := range all {
-		for _, name := range names {
+		for _, name := range o.names {
 			if strings.HasPrefix(s.pkg, strings.TrimPrefix(filepath.ToSlash(filepath.Clean(name)), "./")) {
 				used[name] = true
 				if len(chosen) == 0 || chosen[len(chosen)-1] != s {
@@ -144,7 +158,7 @@ func choose(all []suite, names []string) ([]suite, error) {
 			}
 		}
 	}
-	for _, name := range names {
+	for _, name := range o.names {
 		if !used[name] {
 			return nil, fmt.Errorf("no suite of the lab begins with %q; suites.go lists them", name)
 		}

@@ -59,18 +59,22 @@ PASS
 }
 
 func TestChoose(t *testing.T) {
-	all := []suite{{pkg: "internal/disk"}, {pkg: "internal/disk/qcow2"}, {pkg: "e2e"}}
+	all := []suite{{pkg: "internal/disk"}, {pkg: "internal/disk/qcow2", short: true}, {pkg: "e2e"}}
 	for _, c := range []struct {
 		names string
+		short bool
 		want  string // packages; "" for an error
 	}{
-		{"", "internal/disk internal/disk/qcow2 e2e"},
-		{"internal/disk", "internal/disk internal/disk/qcow2"},
-		{"./internal/disk/", "internal/disk internal/disk/qcow2"},
-		{"internal/disk/qcow2 internal e2e", "internal/disk internal/disk/qcow2 e2e"},
-		{"e2e nonesuch", ""},
+		{"", false, "internal/disk internal/disk/qcow2 e2e"},
+		{"internal/disk", false, "internal/disk internal/disk/qcow2"},
+		{"./internal/disk/", false, "internal/disk internal/disk/qcow2"},
+		{"internal/disk/qcow2 internal e2e", false, "internal/disk internal/disk/qcow2 e2e"},
+		{"e2e nonesuch", false, ""},
+		{"", true, "internal/disk/qcow2"},
+		{"internal", true, "internal/disk/qcow2"},
+		{"e2e", true, ""},
 	} {
-		chosen, err := choose(all, strings.Fields(c.names))
+		chosen, err := choose(all, options{names: strings.Fields(c.names), short: c.short})
 		var got []string
 		for _, s := range chosen {
 			got = append(got, s.pkg)

@@ -16,24 +16,25 @@ type suite struct {
 	pkg   string        // path in the checkout
 	tests string        // pattern of the tests to run, as of go test -run; "" for all
 	long  string        // pattern of tests that take many minutes: they are run on request too
+	short bool          // it is part of a short run: what is quick, and what only the lab can show
 	limit time.Duration // of the whole suite; it is no measure, for the host may be busy
 }
 
 // suites is what the lab is for: tests of what a host offers, which the machines that
 // banger is developed on need not have. Each skips, or tests less, elsewhere.
 var suites = []suite{
-	{pkg: "e2e/lab", tests: "TestHost", limit: 5 * time.Minute},
+	{pkg: "e2e/lab", tests: "TestHost", short: true, limit: 5 * time.Minute},
 	{pkg: "internal/host", limit: 5 * time.Minute},
-	{pkg: "internal/jail", limit: 5 * time.Minute},
+	{pkg: "internal/jail", short: true, limit: 5 * time.Minute},
 	{pkg: "internal/disk/reflink", limit: 10 * time.Minute},
-	{pkg: "internal/disk/loop", limit: 5 * time.Minute},
-	{pkg: "internal/disk/dm", limit: 10 * time.Minute},
-	{pkg: "internal/disk/dm/devmapper", limit: 5 * time.Minute},
-	{pkg: "internal/dns/publish", tests: "RealResolved", limit: 5 * time.Minute},
+	{pkg: "internal/disk/loop", short: true, limit: 5 * time.Minute},
+	{pkg: "internal/disk/dm", short: true, limit: 10 * time.Minute},
+	{pkg: "internal/disk/dm/devmapper", short: true, limit: 5 * time.Minute},
+	{pkg: "internal/dns/publish", tests: "RealResolved", short: true, limit: 5 * time.Minute},
 	// With TCG inside of TCG nothing is proven and a boot takes a minute.
 	{pkg: "internal/hypervisor/qemu", tests: "KVM", limit: 15 * time.Minute},
 	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", limit: 15 * time.Minute},
-	{pkg: "internal/hypervisor/proof", tests: "KVM", limit: 5 * time.Minute},
+	{pkg: "internal/hypervisor/proof", tests: "KVM", short: true, limit: 5 * time.Minute},
 	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|Firecracker$", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
 }
 

@@ -41,6 +41,24 @@ func below(dir, path string) (string, bool) {
 	return strings.TrimPrefix(rest, "/"), ok && strings.HasPrefix(rest, "/")
 }
 
+// FirstUID is the first of the uids, which go on to 0x7fffffff, that processes started by root are
+// confined to. No system hands them out: below them lie those of containers, and above, programs err
+// that take them for signed.
+const FirstUID = 0x70000000
+
+// ours tells whether the user who started a process is this one, or one that it confines processes
+// to. Others can give a process any environment and name that they like.
+func ours(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	_, line, _ := bytes.Cut(status, []byte("\nUid:"))
+	uid := -1
+	fmt.Sscan(string(line), &uid) // the real one: a setuid program's other ids are not its user's
+	return uid == os.Getuid() || os.Getuid() == 0 && uid >= FirstUID
+}
+
 // ProcessesIn is the part of [Objects] that looks for processes.
 func ProcessesIn(dir string) ([]Object, error) {
 	entries, err := os.ReadDir("/proc")
@@ -62,7 +80,7 @@ func ProcessesIn(dir string) ([]Object, error) {
 		args, err := os.ReadFile(filepath.Join(proc, "cmdline"))
 		// What a machine might start would inherit that; a machine also bears the VM's name.
 		name, _, _ := strings.Cut(rest, "/")
-		if !inside || err != nil || !bytes.Contains(args, []byte("banger-"+name)) {
+		if !inside || err != nil || !bytes.Contains(args, []byte("banger-"+name)) || !ours(pid) {
 			continue
 		}
 		p, err := Identify(pid)

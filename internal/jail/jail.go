@@ -55,10 +55,6 @@ type Limits struct {
 	OpenFiles   int
 }
 
-// The uids and gids from firstID to 0x7fffffff are those that no system hands out: below them
-// lie those of containers, and above, programs err that take them for signed.
-const firstID = 0x70000000
-
 // Digits is how many of a name's hexadecimal digits its uid is made of.
 const Digits = 7
 
@@ -67,11 +63,11 @@ const Digits = 7
 func ID(name string) int {
 	if len(name) >= Digits {
 		if n, err := strconv.ParseUint(name[:Digits], 16, 4*Digits); err == nil {
-			return firstID + int(n)
+			return host.FirstUID + int(n)
 		}
 	}
 	sum := sha256.Sum256([]byte(name))
-	return firstID + int(binary.BigEndian.Uint32(sum[:])>>4)
+	return host.FirstUID + int(binary.BigEndian.Uint32(sum[:])>>4)
 }
 
 // Check tells why processes can't be confined here, or nil.

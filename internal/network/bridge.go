@@ -272,6 +272,7 @@ func (b *Bridge) settleNow() {
 		f.Close()
 	}
 	if err := b.apply(); err != nil {
+		b.unsettled = true // whoever comes next tries again
 		b.Log.Error("take a VM's port away", "err", err)
 	}
 }

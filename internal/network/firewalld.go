@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -18,7 +19,8 @@ const (
 	firewalldTable = "firewalld" // of nftables
 	firewalldBus   = "org.fedoraproject.FirewallD1"
 	firewalldPath  = dbus.ObjectPath("/org/fedoraproject/FirewallD1")
-	firewalldZones = "org.fedoraproject.FirewallD1.zone."
+	firewalldZones = firewalldBus + ".zone."   // as they are
+	firewalldKept  = firewalldBus + ".config." // as a reload makes them
 	trustedZone    = "trusted"
 
 	// firewalldLimit bounds what is asked of it: a verb of the user's waits.
@@ -39,7 +41,7 @@ func firewalldFilters() (bool, error) {
 // firewalld at all.
 func zoneInFirewalld(bridge string) (zone string, asked bool, err error) {
 	err = withFirewalld(func(call firewalldCall) (err error) {
-		zone, err = call("getZoneOfInterface", bridge)
+		zone, err = call(firewalldZones+"getZoneOfInterface", bridge)
 		asked = err == nil
 		return err
 	})
@@ -49,27 +51,32 @@ func zoneInFirewalld(bridge string) (zone string, asked bool, err error) {
 // allowInFirewalld has firewalld let the bridge's packets by.
 func allowInFirewalld(bridge string) error {
 	return withFirewalld(func(call firewalldCall) error {
-		zone, err := call("getZoneOfInterface", bridge)
+		zone, err := call(firewalldZones+"getZoneOfInterface", bridge)
 		if err == nil && zone == "" {
-			_, err = call("addInterface", trustedZone, bridge)
+			_, err = call(firewalldZones+"addInterface", trustedZone, bridge)
 		}
 		return err
 	})
 }
 
-// disallowInFirewalld takes the bridge out of the zone again. Finding it in none, or in
-// another, is success.
+// disallowInFirewalld takes the bridge out of the zone again. Finding it in none, in another,
+// or where the host's owner keeps it for good is success.
 func disallowInFirewalld(bridge string) error {
 	return withFirewalld(func(call firewalldCall) error {
-		zone, err := call("getZoneOfInterface", bridge)
-		if err == nil && zone == trustedZone {
-			_, err = call("removeInterface", trustedZone, bridge)
+		zone, err := call(firewalldZones+"getZoneOfInterface", bridge)
+		if err != nil || zone != trustedZone {
+			return err
 		}
+		zone, err = call(firewalldKept+"getZoneOfInterface", bridge)
+		if err != nil || zone == trustedZone {
+			return err
+		}
+		_, err = call(firewalldZones+"removeInterface", trustedZone, bridge)
 		return err
 	})
 }
 
-// firewalldCall calls a method that answers with the name of a zone.
+// firewalldCall calls a method, given with its interface, that answers with the name of a zone.
 type firewalldCall func(method string, args ...any) (zone string, err error)
 
 // withFirewalld makes calls, where firewalld has rules in the kernel and runs, over a
@@ -86,9 +93,12 @@ func withFirewalld(calls func(firewalldCall) error) error {
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), firewalldLimit)
 	defer cancel()
-	object := conn.Object(firewalldBus, firewalldPath)
 	err = calls(func(method string, args ...any) (zone string, err error) {
-		err = object.CallWithContext(ctx, firewalldZones+method, dbus.FlagNoAutoStart, args...).Store(&zone)
+		path := firewalldPath
+		if strings.HasPrefix(method, firewalldKept) {
+			path += "/config"
+		}
+		err = conn.Object(firewalldBus, path).CallWithContext(ctx, method, dbus.FlagNoAutoStart, args...).Store(&zone)
 		return zone, err
 	})
 	refused, ok := errors.AsType[dbus.Error](err)

@@ -71,7 +71,17 @@ func child(t *testing.T, c *exec.Cmd, end syscall.Signal) error {
 type zones struct {
 	mu   sync.Mutex
 	of   map[string]string
+	kept map[string]string // after a reload
 	deny bool
+}
+
+// keptZones is its interface for what is kept.
+type keptZones struct{ *zones }
+
+func (z keptZones) GetZoneOfInterface(link string) (string, *dbus.Error) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.kept[link], nil
 }
 
 func (z *zones) GetZoneOfInterface(link string) (string, *dbus.Error) {
@@ -101,10 +111,10 @@ func (z *zones) RemoveInterface(zone, link string) (string, *dbus.Error) {
 }
 
 // set has the zones be what was configured, as a reload of firewalld does.
-func (z *zones) set(of map[string]string) {
+func (z *zones) set(kept map[string]string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.of = of
+	z.of, z.kept = maps.Clone(kept), kept
 }
 
 func (z *zones) text() string {
@@ -127,6 +137,7 @@ func firewalld(t *testing.T) *zones {
 	z := &zones{of: map[string]string{"lan0": "public"}}
 	methods := map[string]string{"GetZoneOfInterface": "getZoneOfInterface", "AddInterface": "addInterface", "RemoveInterface": "removeInterface"}
 	must(t, conn.ExportWithMap(z, methods, firewalldPath, strings.TrimSuffix(firewalldZones, ".")))
+	must(t, conn.ExportWithMap(keptZones{z}, methods, firewalldPath+"/config", strings.TrimSuffix(firewalldKept, ".")))
 	if reply, err := conn.RequestName(firewalldBus, dbus.NameFlagDoNotQueue); err != nil || reply != dbus.RequestNameReplyPrimaryOwner {
 		t.Fatalf("take the name: %v, %v", reply, err)
 	}
@@ -179,12 +190,14 @@ func TestAZoneThatSomeoneChose(t *testing.T) {
 	w := newWorld(t)
 	z := firewalld(t)
 	name := w.bridge.Status().Bridge
-	z.set(map[string]string{name: "work"})
-	g := w.guest()
-	must(t, w.bridge.Detach(t.Context(), g.VM))
-	w.nothingLeft()
-	if got := z.text(); got != name+" work" {
-		t.Errorf("the zones are %q", got)
+	for _, zone := range []string{"work", trustedZone} {
+		z.set(map[string]string{name: zone})
+		g := w.guest()
+		must(t, w.bridge.Detach(t.Context(), g.VM))
+		w.nothingLeft()
+		if got := z.text(); got != name+" "+zone {
+			t.Errorf("the zones are %q", got)
+		}
 	}
 }
 
@@ -254,7 +267,7 @@ func TestRealFirewalld(t *testing.T) {
 	for _, want := range []string{trustedZone, ""} {
 		zone := "not asked"
 		must(t, withFirewalld(func(call firewalldCall) (err error) {
-			zone, err = call("getZoneOfInterface", name)
+			zone, err = call(firewalldZones+"getZoneOfInterface", name)
 			return err
 		}))
 		if zone != want {

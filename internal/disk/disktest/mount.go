@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -67,12 +68,26 @@ func mount(t *testing.T, source, kind, options string) string {
 		t.Fatalf("mount %s: %v", kind, err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := unmount(dir); err != nil {
 			t.Errorf("unmount %s: %v", kind, err)
 			unix.Unmount(dir, unix.MNT_DETACH)
 		}
 	})
 	return dir
+}
+
+// letGoLimit bounds how long what a loop device showed stays open once nobody uses it.
+const letGoLimit = 10 * time.Second
+
+// unmount waits until nothing on the filesystem is open. A loop device shows no file any more
+// a moment before the kernel closes that, in whose name udev may have had it open last.
+func unmount(dir string) (err error) {
+	for deadline := time.Now().Add(letGoLimit); ; {
+		if err = unix.Unmount(dir, 0); !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(time.Millisecond) // nobody is told
+	}
 }
 
 // fill leaves no room on the filesystem of dir but for what is freed by removing the

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -15,6 +17,14 @@ const (
 	resolvedBus  = "org.freedesktop.resolve1"
 	resolvedPath = dbus.ObjectPath("/org/freedesktop/resolve1")
 	resolvedCall = "org.freedesktop.resolve1.Manager."
+
+	// unknownLink is the error about a link that it has not heard of.
+	unknownLink = resolvedBus + ".NoSuchLink"
+
+	// hearsWithin bounds how long it takes to hear of a new link: the kernel tells it by
+	// netlink, on its own time, and it tells nobody.
+	hearsWithin = 2 * time.Second
+	asksEvery   = 5 * time.Millisecond
 )
 
 // Resolved publishes names by telling systemd-resolved to ask our server about our domains.
@@ -22,6 +32,7 @@ const (
 type Resolved struct {
 	connect func() (*dbus.Conn, error)
 	index   func(link string) (int, error)
+	within  time.Duration // a link of the host's is known to systemd-resolved
 
 	mu   sync.Mutex
 	link int // index of the link that we have set; 0: none
@@ -29,7 +40,7 @@ type Resolved struct {
 
 // NewResolved returns the publisher for this host's systemd-resolved.
 func NewResolved() *Resolved {
-	return &Resolved{connect: func() (*dbus.Conn, error) { return dbus.ConnectSystemBus() }, index: linkIndex}
+	return &Resolved{connect: func() (*dbus.Conn, error) { return dbus.ConnectSystemBus() }, index: linkIndex, within: hearsWithin}
 }
 
 func linkIndex(link string) (int, error) {
@@ -81,7 +92,16 @@ func (r *Resolved) Publish(ctx context.Context, s State) error {
 	const inet = 2 // AF_INET
 	servers := []server{{inet, s.Server.Addr().AsSlice(), s.Server.Port(), ""}}
 	return r.do(ctx, func(call func(string, ...any) error) error {
-		if err := call("SetLinkDNSEx", int32(index), servers); err != nil {
+		err := call("SetLinkDNSEx", int32(index), servers)
+		for deadline := time.Now().Add(r.within); refusedAs(err, unknownLink) && time.Now().Before(deadline); {
+			select {
+			case <-time.After(asksEvery):
+				err = call("SetLinkDNSEx", int32(index), servers)
+			case <-ctx.Done():
+				return err
+			}
+		}
+		if err != nil {
 			return err
 		}
 		if err := call("SetLinkDomains", int32(index), domains); err != nil {
@@ -105,17 +125,19 @@ func (r *Resolved) Withdraw(ctx context.Context) error {
 // revert takes back what was set on the link. A link or a resolver that is gone has nothing.
 func (r *Resolved) revert(ctx context.Context) error {
 	err := r.do(ctx, func(call func(string, ...any) error) error { return call("RevertLink", int32(r.link)) })
-	var refused dbus.Error
-	if errors.As(err, &refused) {
-		switch refused.Name {
-		case resolvedBus + ".NoSuchLink", "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner":
-			err = nil
-		}
+	if refusedAs(err, unknownLink, "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner") {
+		err = nil
 	}
 	if err == nil {
 		r.link = 0
 	}
 	return err
+}
+
+// refusedAs tells whether the bus answered with one of these errors.
+func refusedAs(err error, names ...string) bool {
+	refused, ok := errors.AsType[dbus.Error](err)
+	return ok && slices.Contains(names, refused.Name)
 }
 
 // do makes calls over a connection of its own: there are few, and the bus may be restarted.

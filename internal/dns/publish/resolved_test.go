@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"github.com/vishvananda/netlink"
@@ -22,6 +23,7 @@ type fakeResolved struct {
 	mu    sync.Mutex
 	links map[int32]*fakeLink
 	fail  string // a method that is refused
+	deaf  int    // so many calls it has not heard of any link yet
 }
 
 type fakeLink struct {
@@ -33,7 +35,8 @@ type fakeLink struct {
 func (f *fakeResolved) on(link int32, method string, do func(*fakeLink)) *dbus.Error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if link != 7 && link != 8 {
+	f.deaf--
+	if f.deaf >= 0 || link != 7 && link != 8 {
 		return dbus.NewError(resolvedBus+".NoSuchLink", []any{fmt.Sprintf("Link %d not known", link)})
 	}
 	if f.fail == method {
@@ -172,6 +175,17 @@ func TestResolved(t *testing.T) {
 	must(t, r.Withdraw(t.Context()))
 	want("withdrawn", "")
 	must(t, r.Withdraw(t.Context()))
+}
+
+// It hears of a link, by netlink, later than whoever has made it.
+func TestResolvedHearsOfALinkLater(t *testing.T) {
+	f, r := newFakeResolved(t)
+	r.within = time.Minute
+	f.deaf = 3
+	must(t, r.Publish(t.Context(), routed("banger0")))
+	if got := f.knows(); got != "7 "+linkSet {
+		t.Errorf("it knows %q", got)
+	}
 }
 
 func TestResolvedThatRefuses(t *testing.T) {
