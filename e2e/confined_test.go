@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/api"
 	"banger/internal/jail"
 )
 
@@ -62,15 +63,24 @@ func TestVMMsAreConfined(t *testing.T) {
 	}
 }
 
+// diskOf is what a VM's machine has as its root disk: a file, or a device.
+func (b *banger) diskOf(v api.VM) string {
+	b.t.Helper()
+	for _, path := range []string{filepath.Join(v.Directory, "root.qcow2"), "/dev/mapper/banger-" + v.ID} {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	b.t.Fatalf("the disk of %s is nowhere", v.Name)
+	return ""
+}
+
 // peersAreApart tries, as the user of one VM's machine, to get at the other's disk and process,
 // and looks for it in the files that it sees.
 func (b *banger) peersAreApart(one, two string) {
 	b.t.Helper()
 	v, peer := b.inspect(one), b.inspect(two)
-	disk := filepath.Join(peer.Directory, "root.qcow2")
-	if _, err := os.Stat(disk); err != nil {
-		b.t.Fatal(err)
-	}
+	disk := b.diskOf(peer)
 	for _, argv := range [][]string{{"cat", disk}, {"kill", "-9", fmt.Sprint(peer.PID)}, {"readlink", fmt.Sprintf("/proc/%d/root", peer.PID)}} {
 		c := exec.Command(argv[0], argv[1:]...)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(v.Confinement.UID), Gid: uint32(v.Confinement.GID)}}
@@ -78,12 +88,16 @@ func (b *banger) peersAreApart(one, two string) {
 			b.t.Errorf("the user of another VM's machine may %q: %s", argv, out)
 		}
 	}
+	owner, others := peer.Confinement.UID, uint32(0o077)
+	if strings.HasPrefix(disk, "/dev/") { // of which each machine has a node of its own
+		owner, others = os.Geteuid(), 0o007
+	}
 	var st unix.Stat_t
-	if err := unix.Stat(disk, &st); err != nil || int(st.Uid) != peer.Confinement.UID || st.Mode&0o077 != 0 {
+	if err := unix.Stat(disk, &st); err != nil || int(st.Uid) != owner || st.Mode&others != 0 {
 		b.t.Errorf("a disk is %d's, with the mode %o: %v", st.Uid, st.Mode, err)
 	}
 	root := fmt.Sprintf("/proc/%d/root", v.PID)
-	for path, there := range map[string]bool{filepath.Join(v.Directory, "root.qcow2"): true, disk: false, "/etc/passwd": false, "/root": false, b.state + "/banger.db": false} {
+	for path, there := range map[string]bool{b.diskOf(v): true, disk: false, "/etc/passwd": false, "/root": false, b.state + "/banger.db": false} {
 		if _, err := os.Stat(root + path); (err == nil) != there {
 			b.t.Errorf("a VMM sees %s: %v", path, err)
 		}

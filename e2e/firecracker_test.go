@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"banger/api"
 	"banger/internal/host"
+	"banger/internal/jail"
 )
 
 // needFirecracker skips a test on a host that can't run it; the lab can.
@@ -34,14 +36,15 @@ func TestFirecracker(t *testing.T) {
 	if got := b.run("", "doctor").out; !strings.Contains(got, "Firecracker 1.") || !strings.Contains(got, "KVM works here") {
 		t.Errorf("doctor says %q", got)
 	}
-	b.refused(1, []string{"does not confine Firecracker yet", "--unjailed"}, "create", "--image", "tiny", "--backend", "firecracker")
-	b.vm("--name", "a", "--backend", "firecracker", "--unjailed", "-p", "18080:80")
-	b.vm("--name", "b", "--backend", "firecracker", "--unjailed")
+	// It is what a host like this one uses without being asked.
+	b.vm("--name", "a", "-p", "18080:80")
+	b.vm("--name", "b", "--backend", "firecracker")
 	for _, name := range []string{"a", "b"} {
 		if v := b.inspect(name); v.Backend != "firecracker" || v.Accel != "kvm" || v.Disk.Driver != "dm" || v.Network.Mode != "bridge" {
 			t.Fatalf("%s: %+v", name, v)
 		}
 	}
+	t.Run("confinement", func(t *testing.T) { testFirecrackerConfined(t, b) })
 	t.Run("disks", func(t *testing.T) {
 		b.ok("exec", "a", "--", "sh", "-c", "head -c 20000000 /dev/urandom >/root/file && md5sum /root/file >/root/sum && sync")
 		if r := b.run("", "exec", "b", "--", "ls", "/root/sum"); r.code == 0 {
@@ -101,6 +104,34 @@ func TestFirecracker(t *testing.T) {
 	})
 }
 
+// testFirecrackerConfined looks at two machines from outside, and as one of them at the other.
+func testFirecrackerConfined(t *testing.T, b *banger) {
+	b.peersAreApart("a", "b")
+	for _, name := range []string{"a", "b"} {
+		v := b.inspect(name)
+		c := v.Confinement
+		if c == nil || c.UID != jail.ID(v.ID) || c.GID != c.UID || c.Capabilities != "0x0" || !c.NoNewPrivs || !c.Seccomp || !c.OwnFiles || c.FileMaxBytes == nil || c.OpenFilesMax == nil || c.ProcessesMax == nil {
+			t.Fatalf("%s: %+v", name, c)
+		}
+		if lacking, why := jail.Lacking(); lacking == "" && (c.MemoryMaxBytes == nil || c.CPUsMax == nil || len(v.Notes) > 0) {
+			t.Errorf("%s: %+v, with the notes %q; the host lacks %q: %s", name, c, v.Notes, lacking, why)
+		}
+		// Each thread has banger's filter of system calls, and one of Firecracker's own.
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", v.PID))
+		if err != nil || len(threads) < 3 {
+			t.Errorf("%s has the threads %q, %v", name, threads, err)
+		}
+		for _, thread := range threads {
+			if status, err := os.ReadFile(thread); err != nil || !strings.Contains(string(status), "Seccomp_filters:\t2\n") {
+				t.Errorf("%s: %s, %v", thread, status, err)
+			}
+		}
+		if left, err := os.ReadDir(filepath.Join(v.Directory, "run")); err != nil || len(left) != 3 {
+			t.Errorf("its sockets are %v, %v", left, err)
+		}
+	}
+}
+
 func testFirecrackerCommands(t *testing.T, b *banger) {
 	if r := b.run("in\n", "exec", "a", "--", "sh", "-c", "cat; echo err >&2; exit 3"); r.code != 3 || r.out != "in\n" || !strings.Contains(r.err, "err") {
 		t.Errorf("%+v", r)
@@ -152,7 +183,7 @@ func TestFirecrackerIsCutShort(t *testing.T) {
 		t.Skip("SKIP: it takes minutes")
 	}
 	f := makeFaulty(bridged(t))
-	seen := f.cutAll("kill", 3, "--backend", "firecracker", "--unjailed")
+	seen := f.cutAll("kill", 3, "--backend", "firecracker")
 	if len(seen) < 20 {
 		t.Errorf("only these steps were seen: %v", seen)
 	}

@@ -27,8 +27,8 @@ func TestKVM(t *testing.T) {
 func testKVM(t *testing.T, backend string) {
 	b := newBanger(t)
 	flags := []string{"--backend", backend, "--net", "user"}
-	if backend == "firecracker" { // it has no network of its own, and no jail yet
-		flags = []string{"--backend", backend, "--net", "none", "--unjailed"}
+	if backend == "firecracker" { // it has no network of its own
+		flags = []string{"--backend", backend, "--net", "none"}
 	}
 	if r := b.run("in\n", append(append([]string{"run", "--rm"}, flags...), "--accel", "kvm", "--image", "tiny", "--", "sh", "-c", "cat; exit 3")...); r.code != 3 || r.out != "in\n" {
 		t.Errorf("run with KVM: %+v", r)
@@ -41,7 +41,7 @@ func testKVM(t *testing.T, backend string) {
 	if vm.Accel != "kvm" || vm.Backend != backend || strings.Contains(strings.Join(vm.Notes, " "), "TCG") {
 		t.Errorf("a VM of a host with KVM has %s, by %s, with the notes %q", vm.Accel, vm.Backend, vm.Notes)
 	}
-	if lacking, _ := jail.Lacking(); backend == "qemu" && jail.Check() == nil && lacking == "" {
+	if lacking, _ := jail.Lacking(); jail.Check() == nil && lacking == "" {
 		if c := vm.Confinement; c == nil || c.MemoryMaxBytes == nil || c.CPUsMax == nil || c.ProcessesMax == nil || len(vm.Notes) > 0 {
 			t.Errorf("where all limits can be had a VMM has %+v, with the notes %q", c, vm.Notes)
 		}

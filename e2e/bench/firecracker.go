@@ -39,7 +39,7 @@ func firecrackerFigures(b *bench) ([]Figure, error) {
 	}
 	run := func(backend string) func() error {
 		return func() error {
-			_, err := b.banger("run", "--rm", "--backend", backend, "--unjailed", "--net", "none", "--image", "tiny", "--", "true")
+			_, err := b.banger("run", "--rm", "--backend", backend, "--net", "none", "--image", "tiny", "--", "true")
 			return err
 		}
 	}
@@ -94,7 +94,7 @@ func (b *bench) firecrackerByHand(starts int) (m *fcByHand, overhead float64, er
 			return err
 		}
 		client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(vm.Directory, "api.sock"))
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(vm.Directory, "run/api.sock"))
 		}}}
 		answer, err := client.Get("http://firecracker/vm/config")
 		if err != nil {
@@ -102,7 +102,7 @@ func (b *bench) firecrackerByHand(starts int) (m *fcByHand, overhead float64, er
 		}
 		defer answer.Body.Close()
 		return json.NewDecoder(answer.Body).Decode(&m.config)
-	}, "--backend", "firecracker", "--unjailed", "--net", "none")
+	}, "--backend", "firecracker", "--net", "none")
 	return m, overhead, err
 }
 
@@ -120,6 +120,9 @@ func (m *fcByHand) untilReady() error {
 	}
 	vsock := filepath.Join(m.dir, m.config["vsock"].(map[string]any)["uds_path"].(string))
 	knock := fmt.Sprintf("%s_%d", vsock, proto.VsockPort)
+	if err := os.MkdirAll(filepath.Dir(vsock), 0o700); err != nil {
+		return err
+	}
 	for _, stale := range []string{vsock, knock} {
 		if err := os.Remove(stale); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

@@ -16,7 +16,6 @@ import (
 	"banger/internal/hypervisor/firecracker"
 	"banger/internal/hypervisor/proof"
 	"banger/internal/hypervisor/qemu"
-	"banger/internal/jail"
 	"banger/internal/runtimedir"
 	"banger/internal/vm"
 )
@@ -25,7 +24,6 @@ import (
 type vmm struct {
 	backends     map[hypervisor.Backend]backend
 	firecrackers *firecracker.Hypervisor
-	jails        bool // machines are confined, but for those that are not to be
 }
 
 // backend is a VMM with the proof that it works with KVM.
@@ -52,7 +50,7 @@ func newVMM(cache string, bundle func() (runtimedir.Bundle, error)) *vmm {
 		}
 		return firecracker.DefaultBinary
 	}
-	v := &vmm{map[hypervisor.Backend]backend{}, firecracker.New(findFirecracker), jail.Check() == nil}
+	v := &vmm{map[hypervisor.Backend]backend{}, firecracker.New(findFirecracker)}
 	add := func(name hypervisor.Backend, find func() string, m machines) {
 		v.backends[name] = backend{m, &proof.Prover{Machines: m, Program: find, Cache: filepath.Join(cache, "kvm-"+string(name)+".json")}}
 	}
@@ -133,9 +131,6 @@ func (v *vmm) firecracker(ctx context.Context, spec vm.Spec, vmlinux string) err
 	}
 	if _, err := v.firecrackers.Version(ctx); err != nil {
 		return err
-	}
-	if v.jails && !spec.Unjailed {
-		return errs.New(errs.Unavailable, "banger does not confine Firecracker yet").Try("use --unjailed, or leave --backend out")
 	}
 	if spec.Accel == string(hypervisor.KVM) {
 		return nil // asked for, it is not to be proven

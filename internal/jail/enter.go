@@ -1,6 +1,7 @@
 package jail
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -154,8 +155,8 @@ func (j Jail) enter() error {
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("leave the host's root: %w", err)
 	}
-	if err := unix.Chdir("/"); err != nil {
-		return err
+	if err := unix.Chdir(cmp.Or(j.Work, "/")); err != nil {
+		return fmt.Errorf("go to where it works: %w", err)
 	}
 	if err := j.Limits.set(); err != nil {
 		return fmt.Errorf("set limits: %w", err)

@@ -31,6 +31,7 @@ type Jail struct {
 
 	ID    int    // its uid and gid
 	Files []File // what it sees of the host beside its program and that one's libraries
+	Work  string // directory that it works in, which leads to some of them; "" is the root
 
 	// HostNetwork leaves it in the host's network. Else it has none, but for descriptors.
 	HostNetwork bool

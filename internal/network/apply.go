@@ -93,7 +93,7 @@ func (k kernel) connect(bridge string, p Port) (_ *os.File, err error) {
 	}
 	if p.ByName {
 		// Marked as ours by now, so that it is found again whatever happens.
-		return nil, errors.Join(persist(f), f.Close())
+		return nil, errors.Join(persist(f, p.Owner), f.Close())
 	}
 	return f, nil
 }

@@ -159,14 +159,14 @@ func openTAP(name string) (*os.File, error) {
 
 // persist has a TAP stay when nobody has it open any more. One without an owner any user of the
 // host's could open then, and be the guest.
-func persist(tap *os.File) error {
+func persist(tap *os.File, owner int) error {
 	conn, err := tap.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var done error
 	err = conn.Control(func(fd uintptr) {
-		if done = unix.IoctlSetInt(int(fd), unix.TUNSETOWNER, os.Geteuid()); done == nil {
+		if done = unix.IoctlSetInt(int(fd), unix.TUNSETOWNER, owner); done == nil {
 			done = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1)
 		}
 	})

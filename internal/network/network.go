@@ -22,6 +22,7 @@ type Port struct {
 	HostAccess bool         // it may reach every service of the host's
 	Forwards   []Forward
 	ByName     bool // the VMM opens the TAP by its name, as the only one who does
+	Owner      int  // uid of a VMM that does; no other user but root can open it
 }
 
 // Config is all that is wanted of the bridge. With no ports nothing is wanted at all.

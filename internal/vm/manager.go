@@ -111,6 +111,9 @@ func (m *Manager) update(ctx context.Context, id, cause string, change func(*VM)
 // Directory is where the VM's files are on the host.
 func (m *Manager) Directory(v VM) string { return m.dir(v.ID) }
 
+// jailed tells whether a machine of v's is to be confined.
+func (m *Manager) jailed(v VM) bool { return m.Jails && !v.Spec.Unjailed }
+
 // Confinement tells how the VM's machine is confined. errs.NotFound if it has none.
 func (m *Manager) Confinement(v VM) (jail.State, error) {
 	if v.Machine == nil {

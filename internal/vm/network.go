@@ -10,6 +10,7 @@ import (
 	"banger/internal/guest/proto"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/jail"
 	"banger/internal/network"
 	"banger/internal/op"
 )
@@ -127,9 +128,13 @@ func addressesOf(vms []VM) (subnet netip.Prefix, taken map[netip.Addr]bool) {
 	return subnet, taken
 }
 
-func portOf(v VM) network.Port {
+func (m *Manager) portOf(v VM) network.Port {
+	owner := os.Geteuid()
+	if m.jailed(v) {
+		owner = jail.ID(v.ID)
+	}
 	return network.Port{VM: v.ID, MAC: v.MAC, Address: v.Address, Isolated: v.Spec.Isolated, HostAccess: v.Spec.HostAccess, Forwards: v.Spec.Forwards,
-		ByName: v.Spec.Backend == hypervisor.Firecracker}
+		ByName: v.Spec.Backend == hypervisor.Firecracker, Owner: owner}
 }
 
 // connect makes what v's machine is to have of the network. removeMachine undoes it.
@@ -146,7 +151,7 @@ func (m *Manager) connect(ctx context.Context, o *op.Operation, v *VM) ([]hyperv
 	if err := m.ensureAddress(ctx, v); err != nil {
 		return nil, err
 	}
-	tap, err := m.Network.Attach(ctx, portOf(*v))
+	tap, err := m.Network.Attach(ctx, m.portOf(*v))
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +208,7 @@ func (m *Manager) restoreNetwork(ctx context.Context, vms []VM) error {
 	var ports []network.Port
 	for _, v := range vms {
 		if v.Spec.Net == NetBridge && v.State.HasMachine() && v.Address.IsValid() && v.Machine != nil && v.Machine.Process.BootID == m.Host.BootID {
-			ports = append(ports, portOf(v))
+			ports = append(ports, m.portOf(v))
 		}
 	}
 	return m.Network.Restore(ctx, ports)

@@ -313,7 +313,7 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec
 // describe gives the machine of v with that root disk, but for its network.
 func (m *Manager) describe(v VM, k kernel.Kernel, initramfs string, backend hypervisor.Backend, accel hypervisor.Accel, root hypervisor.Disk) hypervisor.MachineSpec {
 	s := hypervisor.MachineSpec{
-		VMID: v.ID, Dir: m.dir(v.ID), Jailed: m.Jails && !v.Spec.Unjailed, Backend: backend, Accel: accel, Nested: v.Spec.Nested,
+		VMID: v.ID, Dir: m.dir(v.ID), Jailed: m.jailed(v), Backend: backend, Accel: accel, Nested: v.Spec.Nested,
 		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Kernel: k.Vmlinux, Initramfs: initramfs,
 		// Units that images with separate /home and /var disks carry, which would

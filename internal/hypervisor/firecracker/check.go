@@ -30,8 +30,6 @@ func check(spec hypervisor.MachineSpec) error {
 		return invalid("Firecracker runs machines with KVM only, not with %q", spec.Accel).Try("use --backend qemu")
 	case spec.Nested:
 		return invalid("a machine of Firecracker's can't run machines itself").Try("use --backend qemu")
-	case spec.Jailed:
-		return errs.New(errs.Unavailable, "banger does not confine Firecracker yet").Try("use --unjailed, or --backend qemu")
 	case spec.From != nil:
 		return errNotSaved()
 	case spec.CPUs > MaxCPUs:

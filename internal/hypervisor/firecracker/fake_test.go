@@ -1,6 +1,7 @@
 package firecracker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -19,10 +19,11 @@ import (
 
 	"banger/internal/guest/proto"
 	"banger/internal/hypervisor"
+	"banger/internal/jail"
 )
 
-// script says how the stand-in for Firecracker behaves. It is a file beside the stand-in, for
-// that is a process of its own.
+// script says how the stand-in for Firecracker behaves. It is the text of the program that is
+// started, below a line that has it read by this test binary: so it comes along into a jail.
 type script struct {
 	Version string            // that it gives
 	ID      string            // that it gives; empty: the one it was started with
@@ -40,14 +41,13 @@ type answer struct {
 	Cut    bool // hangs up in the middle of it
 }
 
-// asFirecracker marks the run of this test binary that stands in for Firecracker: the name of
-// its script.
-const asFirecracker = "script.json"
+// standInName is what scripts are called.
+const standInName = "firecracker-stand-in"
 
 func TestMain(m *testing.M) {
-	self, err := os.Executable()
-	if err == nil && strings.HasPrefix(filepath.Base(self), "firecracker-") {
-		standIn(filepath.Join(filepath.Dir(self), asFirecracker))
+	jail.Main()
+	if len(os.Args) > 1 && filepath.Base(os.Args[1]) == standInName {
+		standIn(os.Args[1])
 		return
 	}
 	os.Exit(m.Run())
@@ -59,7 +59,8 @@ func standIn(path string) {
 	var s script
 	b, err := os.ReadFile(path)
 	if err == nil {
-		err = json.Unmarshal(b, &s)
+		_, text, _ := bytes.Cut(b, []byte("\n"))
+		err = json.Unmarshal(text, &s)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -117,23 +118,29 @@ func (s script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, a.Body)
 	case what == "GET /":
 		json.NewEncoder(w).Encode(map[string]string{"id": s.ID, "state": "Not started", "vmm_version": s.Version, "app_name": "Firecracker"})
+	case what == "PUT /vsock":
+		l, err := net.Listen("unix", vsockSocket)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		guests <- l
+		w.WriteHeader(http.StatusNoContent)
 	case what == "PUT /actions" && strings.Contains(string(body), "InstanceStart"):
-		go s.runGuest()
+		go runGuest(<-guests)
 		fallthrough
 	default:
 		w.WriteHeader(http.StatusNoContent)
 	}
 }
 
-// runGuest prints on the console, takes connections for the guest, which repeats what it
-// hears, and knocks.
-func (s script) runGuest() {
+// guests holds what the stand-in's guest is connected to by.
+var guests = make(chan net.Listener, 1)
+
+// runGuest prints on the console, knocks, and takes connections for the guest, which repeats
+// what it hears.
+func runGuest(l net.Listener) {
 	fmt.Println("guest: up")
-	l, err := net.Listen("unix", vsockSocket)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return
-	}
 	if c, err := net.Dial("unix", knockSocket()); err == nil {
 		c.Close()
 	}
@@ -164,21 +171,16 @@ func fake(t *testing.T, s script) *Hypervisor {
 	if s.Version == "" {
 		s.Version = "1.14.1"
 	}
-	dir := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(dir, "firecracker-stand-in")
-	// A copy: its name is how it knows what it is, and a link's is that of its target.
-	if out, err := exec.Command("cp", "--reflink=auto", self, program).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	b, err := json.Marshal(s)
+	text, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, asFirecracker), b, 0o600); err != nil {
+	program := filepath.Join(t.TempDir(), standInName)
+	if err := os.WriteFile(program, append([]byte("#!"+self+"\n"), text...), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return named(program)
@@ -187,14 +189,18 @@ func fake(t *testing.T, s script) *Hypervisor {
 // goodSpec is a machine that passes every check.
 func goodSpec(t *testing.T) hypervisor.MachineSpec {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), `a "file"`)
-	if err := os.WriteFile(file, []byte("text"), 0o600); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	file := func(name string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
 	}
 	return hypervisor.MachineSpec{
 		VMID: "0123456789ab", Dir: filepath.Join(t.TempDir(), "0123456789ab"), Accel: hypervisor.KVM, CPUs: 2, MemoryBytes: 256 << 20,
-		Kernel: file, Initramfs: file, Cmdline: []string{"banger.root=/dev/vda"},
-		Disks: []hypervisor.Disk{{Path: file, Format: "raw"}, {Path: file, Format: "raw", ReadOnly: true}},
+		Kernel: file(`a "kernel"`), Initramfs: file("initramfs"), Cmdline: []string{"banger.root=/dev/vda"},
+		Disks: []hypervisor.Disk{{Path: file("root"), Format: "raw"}, {Path: file("modules"), Format: "raw", ReadOnly: true}},
 		NICs:  []hypervisor.NIC{{Mode: hypervisor.NICTAP, MAC: "02:00:00:00:00:01", TAPName: "bgr0123456789ab"}},
 	}
 }

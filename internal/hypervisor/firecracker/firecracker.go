@@ -17,6 +17,7 @@ import (
 	"banger/internal/host"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/console"
+	"banger/internal/jail"
 	"banger/internal/undo"
 )
 
@@ -47,9 +48,9 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Rollback(ctx)) }()
 
-	u.Push("sockets of machine "+spec.VMID, func(context.Context) error { return removeFiles(spec.Dir) })
+	u.Push("sockets of machine "+spec.VMID, func(context.Context) error { return clear(spec.Dir) })
 	// What an earlier machine has left: Firecracker takes no other socket's place.
-	if err := errors.Join(removeFiles(spec.Dir), forgetLog(spec.Dir)); err != nil {
+	if err := errors.Join(clear(spec.Dir), forgetLog(spec.Dir), os.Mkdir(filepath.Join(spec.Dir, socketDir), 0o700)); err != nil {
 		return nil, err
 	}
 	pipes, err := makePipes(spec.Dir)
@@ -81,12 +82,20 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 // start runs Firecracker in a session of its own. It works in the machine's directory, and
 // knows the sockets and pipes there by names that are as right in a copy of that.
 func (h *Hypervisor) start(spec hypervisor.MachineSpec, p pipes) (*host.Child, error) {
-	return host.Detach(host.Detached{
+	d := host.Detached{
 		Path: h.program(),
 		Args: []string{"--id", machineName(spec.VMID), "--api-sock", apiSocket, "--log-path", logPipe, "--level", "Info", "--show-level"},
 		Env:  []string{"LC_ALL=C"}, Dir: spec.Dir,
 		Stdin: p.in, Stdout: p.out, Log: p.log,
-	})
+	}
+	if !spec.Jailed {
+		return host.Detach(d)
+	}
+	j, err := jailOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	return j.Detach(d)
 }
 
 // machineName is what a machine answers when its API is asked for its id.
@@ -109,12 +118,15 @@ func (m *machine) configure(ctx context.Context, spec hypervisor.MachineSpec, ch
 	if err := m.greet(ctx); err != nil {
 		return err
 	}
-	for _, c := range append(configuration(spec, m.has), put("/actions", action{"InstanceStart"})) {
+	for _, c := range configuration(spec, m.has) {
 		if err := m.api.do(ctx, c, nil); err != nil {
 			return err
 		}
 	}
-	return nil
+	if err := seal(spec.Dir); err != nil {
+		return err
+	}
+	return m.api.do(ctx, put("/actions", action{"InstanceStart"}), nil)
 }
 
 // greet asks Firecracker who it is.
@@ -166,7 +178,7 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	m := newMachine(rec)
 	if m.handle, err = rec.Process.Open(); err != nil {
 		if errs.KindOf(err) == errs.NotFound {
-			err = errors.Join(err, removeFiles(rec.Dir))
+			err = errors.Join(err, clear(rec.Dir))
 		}
 		return nil, err
 	}
@@ -193,10 +205,10 @@ func errNotSaved() error {
 	return errs.New(errs.Unavailable, "banger does not save machines of Firecracker's").Try("use --backend qemu for VMs that are to be saved")
 }
 
-// removeFiles takes away the sockets and pipes of a machine that is gone.
-func removeFiles(dir string) error {
-	var failed []error
-	for _, name := range []string{apiSocket, vsockSocket, knockSocket(), consoleInPipe, consoleOutPipe, logPipe} {
+// clear takes away what is left of a machine that is gone beside its logs.
+func clear(dir string) error {
+	failed := []error{os.RemoveAll(filepath.Join(dir, socketDir)), jail.RemoveGroup(dir)}
+	for _, name := range []string{consoleInPipe, consoleOutPipe, logPipe} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, unix.ENOENT) {
 			failed = append(failed, err)
 		}

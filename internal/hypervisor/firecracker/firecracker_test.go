@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/jail"
 )
 
 // A machine is told what its spec says, in an order that Firecracker takes.
@@ -30,20 +32,19 @@ func TestLaunchTellsAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := strings.ReplaceAll(spec.Kernel, `"`, `\"`)
 	want := `GET / 
 PUT /machine-config {"vcpu_count":2,"mem_size_mib":256}
 PUT /cpu-config {"cpuid_modifiers":[{"leaf":"0x1","subleaf":"0x0","flags":0,"modifiers":[{"register":"ecx","bitmap":"0bxxxxxxxxxxxxxxxxxxxxxxxxxx0xxxxx"}]},{"leaf":"0x80000001","subleaf":"0x0","flags":0,"modifiers":[{"register":"ecx","bitmap":"0bxxxxxxxxxxxxxxxxxxxxxxxxxxxxx0xx"}]}]}
-PUT /boot-source {"kernel_image_path":"FILE","initrd_path":"FILE","boot_args":"console=ttyS0 8250.nr_uarts=1 quiet panic=-1 reboot=k i8042.noaux i8042.nomux i8042.dumbkbd pci=off banger.poweroff=restart cryptomgr.notests banger.root=/dev/vda"}
-PUT /drives/disk0 {"drive_id":"disk0","path_on_host":"FILE","is_read_only":false,"is_root_device":false,"cache_type":"Writeback"}
-PUT /drives/disk1 {"drive_id":"disk1","path_on_host":"FILE","is_read_only":true,"is_root_device":false,"cache_type":"Writeback"}
+PUT /boot-source {"kernel_image_path":"DIR/a \"kernel\"","initrd_path":"DIR/initramfs","boot_args":"console=ttyS0 8250.nr_uarts=1 quiet panic=-1 reboot=k i8042.noaux i8042.nomux i8042.dumbkbd pci=off banger.poweroff=restart cryptomgr.notests banger.root=/dev/vda"}
+PUT /drives/disk0 {"drive_id":"disk0","path_on_host":"DIR/root","is_read_only":false,"is_root_device":false,"cache_type":"Writeback"}
+PUT /drives/disk1 {"drive_id":"disk1","path_on_host":"DIR/modules","is_read_only":true,"is_root_device":false,"cache_type":"Writeback"}
 PUT /network-interfaces/net0 {"iface_id":"net0","host_dev_name":"bgr0123456789ab","guest_mac":"02:00:00:00:00:01"}
-PUT /vsock {"guest_cid":3,"uds_path":"vsock.sock"}
+PUT /vsock {"guest_cid":3,"uds_path":"run/vsock.sock"}
 PUT /entropy {}
 PUT /balloon {"amount_mib":0,"deflate_on_oom":true,"free_page_reporting":true}
 PUT /actions {"action_type":"InstanceStart"}
 `
-	if want = strings.ReplaceAll(want, "FILE", file); string(got) != want {
+	if want = strings.ReplaceAll(want, "DIR", filepath.Dir(spec.Kernel)); string(got) != want {
 		t.Errorf("it was told\n%s\nnot\n%s", got, want)
 	}
 }
@@ -184,8 +185,23 @@ func TestALaunchThatHangsIsEnded(t *testing.T) {
 }
 
 // The whole life of a machine, through a change of daemons.
-func TestLife(t *testing.T) {
-	h, spec := fake(t, script{}), goodSpec(t)
+func TestLife(t *testing.T) { testLife(t, goodSpec(t)) }
+
+// All is the same for one that is confined.
+func TestLifeInAJail(t *testing.T) {
+	if err := jail.Check(); err != nil {
+		t.Skipf("SKIP: %v", err)
+	}
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		t.Skipf("SKIP: a jail of Firecracker's has the host's KVM: %v", err)
+	}
+	spec := goodSpec(t)
+	spec.Jailed = true
+	testLife(t, spec)
+}
+
+func testLife(t *testing.T, spec hypervisor.MachineSpec) {
+	h := fake(t, script{})
 	m, err := launch(t, h, spec)
 	if err != nil {
 		t.Fatal(err)
@@ -195,6 +211,9 @@ func TestLife(t *testing.T) {
 	record := m.Record()
 	if record.Backend != hypervisor.Firecracker {
 		t.Errorf("its record says %q", record.Backend)
+	}
+	if spec.Jailed {
+		checkJail(t, record, spec)
 	}
 	m.Close()
 	other := record
@@ -214,7 +233,7 @@ func TestLife(t *testing.T) {
 		}
 	}
 	requests, err := os.ReadFile(filepath.Join(spec.Dir, "requests"))
-	if want := "PATCH /vm {\"state\":\"Paused\"}\nPATCH /vm {\"state\":\"Resumed\"}\n"; err != nil || !strings.HasSuffix(string(requests), want) {
+	if want := "PATCH /vm {\"state\":\"Paused\"}\nPATCH /vm {\"state\":\"Resumed\"}\n"; !spec.Jailed && (err != nil || !strings.HasSuffix(string(requests), want)) {
 		t.Errorf("it was told %q", requests)
 	}
 	if err := m.Kill(t.Context()); err != nil {
@@ -226,6 +245,39 @@ func TestLife(t *testing.T) {
 	wantOnlyLogs(t, spec.Dir)
 	if _, err := h.Adopt(t.Context(), record); errs.KindOf(err) != errs.NotFound {
 		t.Errorf("a machine that is gone was adopted: %v", err)
+	}
+}
+
+// checkJail looks at a confined machine's process, and at what it could change.
+func checkJail(t *testing.T, record hypervisor.Record, spec hypervisor.MachineSpec) {
+	t.Helper()
+	id := jail.ID(spec.VMID)
+	s, err := jail.Look(record.Process)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.UID != id || s.GID != id || s.Capabilities != 0 || !s.NoNewPrivs || !s.Has("mnt") || s.Has("net") == (len(spec.NICs) > 0) ||
+		s.Limits.FileBytes != leastFile || s.Limits.OpenFiles != openFiles || s.Limits.Processes != spec.CPUs+helpers {
+		t.Errorf("%+v", s)
+	}
+	if info, err := os.Stat(spec.Disks[0].Path); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(id) {
+		t.Errorf("its disk: %+v, %v", info, err)
+	}
+	root := fmt.Sprintf("/proc/%d/root", record.Process.PID)
+	for path, there := range map[string]bool{
+		spec.Kernel: true, "/dev/kvm": true, "/dev/net/tun": true, filepath.Join(spec.Dir, apiSocket): true,
+		filepath.Join(spec.Dir, logFile): false, filepath.Join(spec.Dir, consoleOutPipe): false, "/etc/passwd": false, "/proc/self": false, "/dev/null": false,
+	} {
+		if _, err := os.Lstat(root + path); (err == nil) != there {
+			t.Errorf("it sees %s: %v", path, err)
+		}
+	}
+	// Nothing there is its own that it could give another name, or put something in the place of.
+	for _, dir := range []string{"", socketDir} {
+		info, err := os.Stat(filepath.Join(spec.Dir, dir))
+		if err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) || info.Mode().Perm()&0o022 != 0 {
+			t.Errorf("the directory %q is %v of %+v, %v", dir, info.Mode(), info.Sys(), err)
+		}
 	}
 }
 
@@ -260,6 +312,9 @@ func TestAVersionThatCanNotBePaused(t *testing.T) {
 func TestStaleFilesAreReplaced(t *testing.T) {
 	spec := goodSpec(t)
 	if err := os.MkdirAll(spec.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(spec.Dir, socketDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{apiSocket, vsockSocket, knockSocket(), consoleOutPipe, logPipe} {
@@ -341,7 +396,7 @@ func TestRemoveDoesNotWaitForWhatNeverComes(t *testing.T) {
 	remove(anothers)
 
 	short := t.TempDir()
-	if err := makePipe(short, logPipe); err != nil {
+	if err := errors.Join(os.Mkdir(filepath.Join(short, socketDir), 0o700), makePipe(short, logPipe)); err != nil {
 		t.Fatal(err)
 	}
 	end := start(short)
@@ -379,7 +434,6 @@ func TestCheck(t *testing.T) {
 	for name, change := range map[string]func(*hypervisor.MachineSpec){
 		"an id with a space":  func(s *hypervisor.MachineSpec) { s.VMID = "a b" },
 		"TCG":                 func(s *hypervisor.MachineSpec) { s.Accel = hypervisor.TCG },
-		"jailed":              func(s *hypervisor.MachineSpec) { s.Jailed = true },
 		"nested":              func(s *hypervisor.MachineSpec) { s.Nested = true },
 		"33 CPUs":             func(s *hypervisor.MachineSpec) { s.CPUs = 33 },
 		"no CPU":              func(s *hypervisor.MachineSpec) { s.CPUs = 0 },

@@ -96,7 +96,7 @@ func (m *machine) watch(gone <-chan struct{}) {
 	<-m.log.done
 	m.hangUp()
 	// Its directory may be gone, and whoever removes that removes these.
-	_ = removeFiles(m.record.Dir)
+	_ = clear(m.record.Dir)
 	m.release()
 	m.mu.Lock()
 	m.exit = m.explain()

@@ -23,7 +23,7 @@ import (
 const removeLimit = 15 * time.Second
 
 // Remove ends the machine that was launched in dir for the VM, if there is one, and removes
-// its sockets and pipes; its logs stay. Without a record (a crash came between launch and
+// its sockets, pipes and cgroup; its logs stay. Without a record (a crash came between launch and
 // record) the machine is found by its API's socket, and ended only if it answers to the VM's
 // id. Finding nothing is success.
 func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervisor.Record) error {
@@ -36,7 +36,7 @@ func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervis
 	if err != nil {
 		return fmt.Errorf("end the machine of VM %s: %w", vmID, err)
 	}
-	return removeFiles(dir)
+	return clear(dir)
 }
 
 // killBySocket asks the kernel who listens on the API's socket, and that process who it is.
@@ -135,7 +135,7 @@ func awaitAPI(ctx context.Context, dir string) error {
 		return fmt.Errorf("watch %s: %w", dir, err)
 	}
 	defer w.Close()
-	if err := w.Add(dir); err != nil {
+	if err := w.Add(filepath.Join(dir, socketDir)); err != nil {
 		return fmt.Errorf("watch %s: %w", dir, err)
 	}
 	// Watched before it is looked for, so that no arrival is missed. Its name comes a moment

@@ -15,10 +15,12 @@ import (
 	"banger/internal/unixsock"
 )
 
-// The sockets of a machine, in its directory; Firecracker makes the first two.
+// socketDir holds a machine's sockets, in its directory. Firecracker makes the first two there, and
+// can make nothing there any more once its guest runs (see seal).
 const (
-	apiSocket   = "api.sock"
-	vsockSocket = "vsock.sock" // of the guest's vsock: connections to the guest begin here
+	socketDir   = "run"
+	apiSocket   = socketDir + "/api.sock"
+	vsockSocket = socketDir + "/vsock.sock" // of the guest's vsock: connections to the guest begin here
 )
 
 // knockSocket is where Firecracker takes what the guest connects to on its host.
@@ -41,7 +43,8 @@ type knocker struct {
 	heard    chan struct{} // holds one knock that nobody has waited for yet
 }
 
-// openKnocker listens, in the place of a daemon that has gone.
+// openKnocker listens, in the place of a daemon that has gone. Whoever gets as far as the socket
+// may connect: its machine's process, and who may enter the machine's directory.
 func openKnocker(dir string) (*knocker, error) {
 	path := filepath.Join(dir, knockSocket())
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -54,6 +57,11 @@ func openKnocker(dir string) (*knocker, error) {
 		}
 		return err
 	})
+	if err == nil {
+		if err = os.Chmod(path, 0o666); err != nil {
+			k.listener.Close()
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

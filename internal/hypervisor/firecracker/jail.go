@@ -1,0 +1,65 @@
+package firecracker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"banger/internal/hypervisor"
+	"banger/internal/jail"
+)
+
+const (
+	// overheadBytes is what Firecracker and the kernel's KVM may take beyond the guest's memory.
+	overheadBytes = 128 << 20
+
+	// helpers are threads beside those of the virtual CPUs: the main one, that of the API, and
+	// what the kernel starts for KVM. Those of bangerd, which makes the jail, come before.
+	helpers = 32
+
+	openFiles = 1024 // a few for each device and CPU, and one for each connection to the guest
+
+	// leastFile is the length that a file may have at least; of those that Firecracker writes to
+	// only disks are files.
+	leastFile = 1 << 20
+)
+
+// jailOf is what the process of a machine is confined to. It begins in the machine's directory, of
+// which it has what it needs there.
+func jailOf(spec hypervisor.MachineSpec) (jail.Jail, error) {
+	j := jail.Jail{Home: spec.Dir, ID: jail.ID(spec.VMID), Work: spec.Dir,
+		Files: []jail.File{
+			{Path: "/dev/kvm"}, {Path: spec.Kernel}, {Path: spec.Initramfs},
+			{Path: filepath.Join(spec.Dir, socketDir), Write: true}, {Path: filepath.Join(spec.Dir, logPipe), Write: true},
+		},
+		Limits: jail.Limits{
+			MemoryBytes: spec.MemoryBytes + overheadBytes, CPUs: spec.CPUs + 1, Processes: spec.CPUs + helpers, OpenFiles: openFiles,
+			FileBytes: leastFile,
+		}}
+	if len(spec.NICs) > 0 {
+		// It opens its TAP by a name, which only the host's network has.
+		j.Files = append(j.Files, jail.File{Path: "/dev/net/tun"})
+		j.HostNetwork = true
+	}
+	for _, d := range spec.Disks {
+		info, err := os.Stat(d.Path)
+		if err != nil {
+			return jail.Jail{}, fmt.Errorf("look at a disk: %w", err)
+		}
+		if !d.ReadOnly {
+			j.Limits.FileBytes = max(j.Limits.FileBytes, info.Size()) // 0 of a device
+		}
+		j.Files = append(j.Files, jail.File{Path: d.Path, Write: !d.ReadOnly})
+	}
+	return j, nil
+}
+
+// seal takes the directory of the sockets away from a Firecracker that has made them. From then on
+// nothing in there changes but by the daemon, which may trust what it finds, whatever a guest
+// makes of Firecracker.
+func seal(dir string) error {
+	const enter = 0o711
+	path := filepath.Join(dir, socketDir)
+	return errors.Join(os.Chown(path, os.Geteuid(), os.Getegid()), os.Chmod(path, enter))
+}
