@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +15,6 @@ import (
 	"banger/api"
 	"banger/internal/errs"
 	"banger/internal/host"
-	"banger/internal/hypervisor/qemu"
 	"banger/internal/jail"
 )
 
@@ -24,7 +24,7 @@ func (d *Daemon) checkConfinement(ctx context.Context) api.Check {
 	if err := jail.Check(); err != nil {
 		return finding(name, warning, "VMMs run as you, and see what you see: "+err.Error(), nil)
 	}
-	if err := tryJail(ctx, filepath.Join(d.opts.Config.StateDir, "cache")); err != nil {
+	if err := d.jails.run(ctx, d.vmm.of(d.usualBackend(ctx)).kvm.Program()); err != nil {
 		return finding(name, failed, "", errs.New(errs.Unavailable, "VMMs can't be confined here, so VMs do not start").Because(err).
 			Try("see docs/security.md for what that needs, or start VMs with --unjailed"))
 	}
@@ -34,25 +34,32 @@ func (d *Daemon) checkConfinement(ctx context.Context) api.Check {
 	return finding(name, ok, "each VMM has a user, files, and limits of memory, processes and CPUs of its own", nil)
 }
 
+// jailTry confines programs that do nothing, one at a time, to learn whether that works here.
+type jailTry struct {
+	mu   sync.Mutex
+	home string // a directory while one is tried
+}
+
 // jailTryLimit bounds the time of a program that only says its version.
 const jailTryLimit = 10 * time.Second
 
-func tryJail(ctx context.Context, scratch string) (err error) {
+// run confines a program that is asked for its version.
+func (j *jailTry) run(ctx context.Context, program string) (err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, jailTryLimit)
 	defer cancel()
-	home, err := os.MkdirTemp(scratch, "jail-")
+	if err := errors.Join(j.clear(), os.Mkdir(j.home, 0o700)); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, j.clear()) }()
+	log, err := os.Create(filepath.Join(j.home, "log"))
 	if err != nil {
 		return err
 	}
-	log, err := os.CreateTemp(scratch, "jail-log-")
-	if err != nil {
-		return errors.Join(err, os.Remove(home))
-	}
-	defer func() {
-		err = errors.Join(err, log.Close(), os.Remove(log.Name()), jail.RemoveGroup(home), os.Remove(home))
-	}()
-	j := jail.Jail{Home: home, ID: jail.ID(filepath.Base(home)), Limits: jail.Limits{MemoryBytes: 1 << 30, CPUs: 1, Processes: 100}}
-	child, err := j.Detach(host.Detached{Path: qemu.DefaultBinary, Args: []string{"--version"}, Dir: home, Log: log})
+	defer log.Close()
+	in := jail.Jail{Home: j.home, ID: jail.ID(filepath.Base(j.home)), Limits: jail.Limits{MemoryBytes: 1 << 30, CPUs: 1, Processes: 100}}
+	child, err := in.Detach(host.Detached{Path: program, Args: []string{"--version"}, Dir: j.home, Log: log})
 	if err != nil {
 		return err
 	}
@@ -66,4 +73,9 @@ func tryJail(ctx context.Context, scratch string) (err error) {
 	}
 	said, err := os.ReadFile(log.Name())
 	return errors.Join(fmt.Errorf("%v: %s", child.State(), strings.TrimSpace(string(said))), err)
+}
+
+// clear takes away what a daemon that died during a try has left.
+func (j *jailTry) clear() error {
+	return errors.Join(jail.RemoveGroup(j.home), os.RemoveAll(j.home))
 }

@@ -51,6 +51,7 @@ type Daemon struct {
 	library   *library
 	names     *names
 	vmm       *vmm
+	jails     jailTry
 	ops       *op.Registry
 	identity  identity
 	notes     []string // what whoever started this daemon should know
@@ -86,6 +87,10 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.vmm = newVMM(filepath.Join(state, "cache"), d.bundle)
+	d.jails.home = filepath.Join(state, "cache", "jail")
+	if err := d.jails.clear(); err != nil {
+		opts.Log.Error("clear a try of a jail away", "err", err) // the next try does it
+	}
 	d.ops = op.NewRegistry(run)
 	d.library = newLibrary(state, opts.Config.Runtime, opts.Config.Mirrors, opts.Version, d.bundle, d.bundleTarget)
 	if opts.Config.RepoRoot != "" {

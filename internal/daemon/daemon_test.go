@@ -67,6 +67,17 @@ func TestWhatAKilledDaemonWasMakingIsRemoved(t *testing.T) {
 		}
 		drafts = append(drafts, draft)
 	}
+	jailed := filepath.Join(o.Config.StateDir, "cache/jail")
+	drafts = append(drafts, jailed)
+	if err := os.MkdirAll(jailed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if lacking, _ := jail.Lacking(); lacking == "" {
+		drafts = append(drafts, jail.Group(jailed))
+		if err := os.MkdirAll(jail.Group(jailed), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	d := open(t, o)
 	d.swept()
 	for _, draft := range drafts {

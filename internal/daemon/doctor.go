@@ -64,13 +64,16 @@ func (d *Daemon) checkFirecracker(ctx context.Context) api.Check {
 }
 
 // checkAccel tells how VMs would be run. Whether KVM works is seen by booting the default
-// kernel with it.
+// kernel with it; if that has failed before, it is tried again.
 func (d *Daemon) checkAccel(ctx context.Context) api.Check {
 	kvm := host.ProbeKVM("/")
 	why := kvm.Reason
 	if k, err := d.library.Kernel(d.opts.Config.Kernel); kvm.Usable && err != nil {
 		why = "it can't be tried without a kernel: " + err.Error()
 	} else if kvm.Usable {
+		if err := d.vmm.doubt(); err != nil {
+			return finding("acceleration", failed, "", err)
+		}
 		backend, accel, err := d.vmm.Choose(ctx, usual, k.Vmlinux)
 		if err != nil {
 			return finding("acceleration", failed, "", err)

@@ -162,6 +162,15 @@ func (v *vmm) qemu(ctx context.Context, spec vm.Spec, vmlinux string) (hyperviso
 	return accel, nil
 }
 
+// doubt forgets all proofs of KVM that have failed.
+func (v *vmm) doubt() error {
+	var failed []error
+	for _, b := range v.backends {
+		failed = append(failed, b.kvm.Doubt())
+	}
+	return errors.Join(failed...)
+}
+
 // noKVM tells why QEMU does not use KVM.
 func (v *vmm) noKVM(ctx context.Context, vmlinux string) string {
 	verdict, err := v.of(hypervisor.QEMU).kvm.Decide(ctx, vmlinux)

@@ -327,12 +327,17 @@ func TestATAPOpenedByName(t *testing.T) {
 	w := newWorld(t)
 	p := w.port()
 	p.ByName = true
+	const vmmUser, stranger = 0x70000001, 65534
+	p.Owner = vmmUser
 	for range 2 { // again while the first is still being taken away
 		f, err := w.bridge.Attach(t.Context(), p)
 		if err != nil || f != nil {
 			t.Fatalf("attached with %v, %v", f, err)
 		}
-		if err := openAsAnother(t, TAP(p.VM)); !errors.Is(err, unix.EPERM) {
+		if err := openAs(t, vmmUser, TAP(p.VM)); err != nil {
+			t.Errorf("its VMM can't open it: %v", err)
+		}
+		if err := openAs(t, stranger, TAP(p.VM)); !errors.Is(err, unix.EPERM) {
 			t.Errorf("while nobody has it open, another user of the host's may: %v", err)
 		}
 		vmm, err := openTAP(TAP(p.VM))
@@ -357,8 +362,8 @@ func TestATAPOpenedByName(t *testing.T) {
 	}
 }
 
-// openAsAnother opens a TAP as a user without privileges does: /dev/net/tun is for all.
-func openAsAnother(t *testing.T, name string) error {
+// openAs opens a TAP, and closes it, as a user without privileges does: /dev/net/tun is for all.
+func openAs(t *testing.T, user uintptr, name string) error {
 	t.Helper()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	must(t, err)
@@ -371,7 +376,7 @@ func openAsAnother(t *testing.T, name string) error {
 			panic(errno)
 		}
 	}
-	become(65534)
+	become(user)
 	defer become(0)
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 }

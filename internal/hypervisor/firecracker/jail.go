@@ -11,8 +11,12 @@ import (
 )
 
 const (
-	// overheadBytes is what Firecracker and the kernel's KVM may take beyond the guest's memory.
+	// overheadBytes is what Firecracker may take beyond the guest's memory, and tableShare the part
+	// of that memory which page tables may take. A guest of 256 MiB that had used all of it left 3 MiB
+	// to Firecracker and 6 to the kernel, 1 of them tables. The rest is for pages of its disk that the
+	// kernel has cached: they count too, and are given back first.
 	overheadBytes = 128 << 20
+	tableShare    = 128 // one table of 4 KiB for each 2 MiB, of the process's and of KVM's, and as much again
 
 	// helpers are threads beside those of the virtual CPUs: the main one, that of the API, and
 	// what the kernel starts for KVM. Those of bangerd, which makes the jail, come before.
@@ -34,7 +38,7 @@ func jailOf(spec hypervisor.MachineSpec) (jail.Jail, error) {
 			{Path: filepath.Join(spec.Dir, socketDir), Write: true}, {Path: filepath.Join(spec.Dir, logPipe), Write: true},
 		},
 		Limits: jail.Limits{
-			MemoryBytes: spec.MemoryBytes + overheadBytes, CPUs: spec.CPUs + 1, Processes: spec.CPUs + helpers, OpenFiles: openFiles,
+			MemoryBytes: spec.MemoryBytes + spec.MemoryBytes/tableShare + overheadBytes, CPUs: spec.CPUs + 1, Processes: spec.CPUs + helpers, OpenFiles: openFiles,
 			FileBytes: leastFile,
 		}}
 	if len(spec.NICs) > 0 {

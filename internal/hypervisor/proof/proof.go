@@ -31,9 +31,13 @@ type Verdict struct {
 	Reason string           `json:"reason,omitempty"` // why it is not KVM
 }
 
+// doubtAfter is how long a proof that failed is believed. The host may only have been too busy, or
+// have no memory left; where KVM never works, each try costs whoever starts a VM up to a minute.
+const doubtAfter = time.Hour
+
 // Prover decides between KVM and TCG for one VMM: KVM if the host looks able to and a kernel
 // has then been seen to boot with it. That boot is remembered for as long as the host's boot,
-// the VMM and the kernel stay the same.
+// the VMM and the kernel stay the same; one that failed is made again after a while.
 type Prover struct {
 	Machines hypervisor.Hypervisor
 	Program  func() string // of the VMM: a path, or a name to be looked up
@@ -65,9 +69,7 @@ func (p *Prover) decide(ctx context.Context, kvm host.KVM, kernel string, prove 
 	if err != nil {
 		return Verdict{}, err
 	}
-	var known proven
-	// A cache that can't be read is one that knows nothing.
-	if b, err := os.ReadFile(p.Cache); err == nil && json.Unmarshal(b, &known) == nil && known.Key == key {
+	if known := p.known(); known.Key == key {
 		return known.Verdict, nil
 	}
 	limited, cancel := context.WithTimeout(ctx, limit)
@@ -90,6 +92,31 @@ func (p *Prover) decide(ctx context.Context, kvm host.KVM, kernel string, prove 
 		return Verdict{}, fmt.Errorf("remember how KVM did: %w", err)
 	}
 	return v, nil
+}
+
+// known is what the cache holds. One that can't be read is one that knows nothing.
+func (p *Prover) known() (known proven) {
+	info, err := os.Stat(p.Cache)
+	if err != nil {
+		return proven{}
+	}
+	b, err := os.ReadFile(p.Cache)
+	if err != nil || json.Unmarshal(b, &known) != nil || known.failed() && time.Since(info.ModTime()) > doubtAfter {
+		return proven{}
+	}
+	return known
+}
+
+func (p proven) failed() bool { return p.Verdict.Accel != hypervisor.KVM }
+
+// Doubt forgets a proof that failed: the next decision makes it again.
+func (p *Prover) Doubt() error {
+	p.deciding.Lock()
+	defer p.deciding.Unlock()
+	if known := p.known(); known.Key == "" || !known.failed() {
+		return nil
+	}
+	return os.Remove(p.Cache)
 }
 
 // proofKey changes when a proof has to be made again.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/host"
 	"banger/internal/hypervisor"
@@ -20,9 +21,10 @@ func TestDecide(t *testing.T) {
 	}
 	cache := filepath.Join(t.TempDir(), "kvm.json")
 	proofs, outcome := 0, error(nil)
+	prover := &Prover{Program: func() string { return "sh" }, Cache: cache}
 	ask := func(kvm host.KVM) Verdict {
 		t.Helper()
-		v, err := (&Prover{Program: func() string { return "sh" }, Cache: cache}).decide(t.Context(), kvm, kernel, func(ctx context.Context) error {
+		v, err := prover.decide(t.Context(), kvm, kernel, func(ctx context.Context) error {
 			if _, bounded := ctx.Deadline(); !bounded {
 				t.Error("the proof has no bound")
 			}
@@ -52,12 +54,37 @@ func TestDecide(t *testing.T) {
 			t.Errorf("with a KVM that does not work: %+v after %d proofs", v, proofs)
 		}
 	}
-	// A cache that is damaged is none.
+	// It is believed until someone doubts it, or for a while.
+	for _, doubt := range []func() error{
+		prover.Doubt,
+		func() error { long := time.Now().Add(-2 * doubtAfter); return os.Chtimes(cache, long, long) },
+	} {
+		before := proofs
+		if err := doubt(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if v := ask(usable); v.Accel != hypervisor.TCG || proofs != before+1 {
+				t.Errorf("%+v, proven %d times", v, proofs-before)
+			}
+		}
+	}
 	outcome = nil
+	if err := prover.Doubt(); err != nil {
+		t.Fatal(err)
+	}
+	if v := ask(usable); v.Accel != hypervisor.KVM {
+		t.Errorf("of a KVM that works by now: %+v", v)
+	}
+	before := proofs
+	if err := prover.Doubt(); err != nil { // there is nothing to doubt
+		t.Fatal(err)
+	}
+	// A cache that is damaged is none.
 	if err := os.WriteFile(cache, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if v := ask(usable); v.Accel != hypervisor.KVM || proofs != 3 {
+	if v := ask(usable); v.Accel != hypervisor.KVM || proofs != before+1 {
 		t.Errorf("with a damaged cache: %+v after %d proofs", v, proofs)
 	}
 }
