@@ -129,6 +129,11 @@ func TestVerify(t *testing.T) {
 	dir := t.TempDir()
 	writeBundle(t, dir, made, sample(1))
 	intact(t, dir, sample(1))
+	link := filepath.Join(t.TempDir(), "runtime")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	sound(t, link)
 	vmlinux := filepath.Join(dir, "kernels/debian/vmlinux")
 	alter := func(f func() error) {
 		t.Helper()

@@ -102,7 +102,8 @@ func modeOf(info fs.FileInfo) string { return fmt.Sprintf("%04o", info.Mode().Pe
 // unknown lists what is in dir and not among files, in order. Stages of a build that was cut
 // short are among that.
 func unknown(dir string, files map[string]FileRecord) (out []string, err error) {
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	// With the slash it is what a link of that name leads to that is walked.
+	err = filepath.WalkDir(dir+"/", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
