@@ -11,6 +11,7 @@ import (
 
 func (a *app) imageBuildCommand() *cobra.Command {
 	var req api.BuildImage
+	var warm bool
 	cmd := &cobra.Command{
 		Use:   "build NAME",
 		Short: "Build an image from a manifest of packages, files and commands",
@@ -32,6 +33,9 @@ nothing changed the image stays as it is. VMs of an image that is built anew kee
 			}
 			p := a.progress("")
 			err = client.BuildImage(cmd.Context(), req, p.event)
+			if err == nil && warm {
+				err = client.BuildTemplate(cmd.Context(), api.CreateVM{Image: req.Name}, p.event)
+			}
 			p.close()
 			if err == nil {
 				a.print("%s\n", shown(req.Name))
@@ -42,6 +46,7 @@ nothing changed the image stays as it is. VMs of an image that is built anew kee
 	f := cmd.Flags()
 	f.StringVarP(&req.Path, "file", "f", "", "the manifest")
 	f.Var(size{&req.SizeBytes}, "size", "size of the image, instead of the manifest's")
+	f.BoolVar(&warm, "warm", false, "then make the template from which VMs of the image start warm")
 	f.BoolVar(&req.Refresh, "refresh", false, "take the mirror's newest packages, even if nothing else has changed")
 	return cmd
 }

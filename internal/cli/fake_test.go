@@ -427,7 +427,11 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 	handle("POST /v1/templates", func(r *http.Request) (any, *api.Error) {
 		var req api.CreateVM
 		json.NewDecoder(r.Body).Decode(&req)
-		f.note("template %s %d", req.Image, *req.CPUs)
+		note := "template " + req.Image
+		if req.CPUs != nil {
+			note += fmt.Sprintf(" %d", *req.CPUs)
+		}
+		f.note("%s", note)
 		return f.begin("build template", &api.VM{}), nil
 	})
 	handle("DELETE /v1/templates/{name}", func(r *http.Request) (any, *api.Error) {

@@ -243,10 +243,8 @@ func (b *Bridge) detach(vm string) error {
 		b.leaving[vm] = f
 	}
 	err := b.listeners.set(vm, netip.Addr{}, nil)
-	if !b.unsettled {
-		b.unsettled = true
-		b.watched.Go(b.settle)
-	}
+	b.unsettled = true
+	b.watched.Go(b.settle)
 	return err
 }
 
@@ -263,9 +261,8 @@ func (b *Bridge) settle() {
 
 // settleNow is settle with the lock held.
 func (b *Bridge) settleNow() {
-	if !b.unsettled {
-		return
-	}
+	b.unsettled = true
+	b.watched.Go(b.settle)
 	b.unsettled = false
 	for vm, f := range b.leaving {
 		delete(b.leaving, vm)

@@ -64,6 +64,10 @@ func (m *Manager) Recover(ctx context.Context) error {
 	}
 	go func() {
 		wg.Wait()
+		// The budget may have been lowered, and what lay on a template be gone by now.
+		if err := m.EvictTemplates(m.ctx, ""); err != nil {
+			m.Log.Warn("keep templates within their budget", "err", err)
+		}
 		close(done)
 	}()
 	patience := time.NewTimer(recoverPatience)

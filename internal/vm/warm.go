@@ -279,6 +279,17 @@ func (m *Manager) fromWhich(ctx context.Context, v VM) (template.Template, error
 // bootAfresh boots the machine of a VM cold whose guest was to go on from a template, with a
 // disk as the image has it. Where that is gone the template's disk has to do.
 func (m *Manager) bootAfresh(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait) (VM, error) {
+	v, err := m.leaveTemplate(ctx, o, v)
+	if err != nil {
+		return v, err
+	}
+	return m.boot(ctx, o, v, begin, wait, nil)
+}
+
+// leaveTemplate has v lie on its image, which can't go before its row tells.
+func (m *Manager) leaveTemplate(ctx context.Context, o *op.Operation, v VM) (VM, error) {
+	m.artefacts.RLock()
+	defer m.artefacts.RUnlock()
 	if img, err := m.Images.Image(v.Spec.Image); err == nil {
 		if err := m.Disks.Remove(ctx, m.home(v.ID)); err != nil {
 			return v, err
@@ -288,20 +299,18 @@ func (m *Manager) bootAfresh(ctx context.Context, o *op.Operation, v VM, begin t
 		if x.Disk, err = m.makeDisk(ctx, o, x); err != nil {
 			return v, err
 		}
-		if v, err = m.update(ctx, v.ID, "disk made anew", func(y *VM) error {
+		made, err := m.update(ctx, v.ID, "disk made anew", func(y *VM) error {
 			y.Base, y.Disk, y.Template, y.Pristine = x.Base, x.Disk, "", false
 			return nil
-		}); err != nil {
+		})
+		if err != nil {
 			return x, err
 		}
-	} else { // its guest writes to the disk before its row tells that it runs
-		var err error
-		if v, err = m.update(ctx, v.ID, "not from its template", func(y *VM) error {
-			y.Pristine = false
-			return nil
-		}); err != nil {
-			return v, err
-		}
+		return made, nil
 	}
-	return m.boot(ctx, o, v, begin, wait, nil)
+	// Its guest writes to the disk before its row tells that it runs.
+	return m.update(ctx, v.ID, "not from its template", func(y *VM) error {
+		y.Pristine = false
+		return nil
+	})
 }

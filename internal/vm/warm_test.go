@@ -258,6 +258,25 @@ func TestTemplatesInUseAreNotEvicted(t *testing.T) {
 	}
 }
 
+// A daemon whose budget is smaller than the last one's was gives up what is above it.
+func TestTemplatesAreEvictedAtTheStart(t *testing.T) {
+	w := newWorld(t)
+	w.budget = 1 << 30
+	m, end := w.daemon()
+	old, used := makeTemplate(t, m, vm.Request{Net: "none"}), makeTemplate(t, m, vm.Request{})
+	if _, err := create(t, m, vm.Request{Name: "web"}); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	w.budget = 1
+	m, end = w.daemon()
+	defer end()
+	left, users, err := m.ListTemplates(t.Context())
+	if err != nil || len(left) != 1 || left[0].Name != used.Name || len(users[used.Name]) != 1 {
+		t.Errorf("left: %+v, %v; %s was to go, and %s to stay", left, err, old.Name, used.Name)
+	}
+}
+
 // An image that is to be removed takes its templates with it.
 func TestTemplatesGoWithTheirImage(t *testing.T) {
 	w, m, _ := warmWorld(t)

@@ -42,6 +42,9 @@ const (
 	// maxOther bounds what of a stream is held in memory: a real one has a few megabytes of
 	// ROMs and tables at most, and the QEMU that writes it may be its guest's by now.
 	maxOther = 64 << 20
+
+	// maxState bounds what is written of it beside the guest's memory, for the same reason.
+	maxState = 2 * maxOther
 )
 
 // ramBlock is QEMU's name for the guest's memory; ROMs and the like have others.
@@ -60,7 +63,7 @@ type splitter struct {
 
 // split reads a stream to its end.
 func split(in io.Reader, memory *os.File, state io.Writer, memoryBytes int64) error {
-	s := &splitter{in: bufio.NewReaderSize(in, 1<<20), state: bufio.NewWriter(state), memory: newPages(memory, memoryBytes)}
+	s := &splitter{in: bufio.NewReaderSize(in, 1<<20), state: bufio.NewWriter(&bounded{state, maxState}), memory: newPages(memory, memoryBytes)}
 	s.header()
 	for last := false; !last && s.err == nil; {
 		last = s.section()
@@ -70,6 +73,19 @@ func split(in io.Reader, memory *os.File, state io.Writer, memoryBytes int64) er
 	}
 	_, err := s.in.WriteTo(s.state)
 	return errors.Join(err, s.memory.flush(), s.state.Flush())
+}
+
+// bounded takes so many bytes and no more.
+type bounded struct {
+	to   io.Writer
+	left int
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.left -= len(p); b.left < 0 {
+		return 0, fmt.Errorf("it has more than %d MiB beside the guest's memory", maxState>>20)
+	}
+	return b.to.Write(p)
 }
 
 func (s *splitter) fail(format string, a ...any) {

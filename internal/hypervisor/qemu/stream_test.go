@@ -131,13 +131,16 @@ func TestSplitRefusesWhatItDoesNotKnow(t *testing.T) {
 	for endless.Len() < maxOther+2*pageBytes+1<<16 {
 		endless.page("rom", 0, 'x')
 	}
+	devices := wholeStream()
+	devices.Write(make([]byte, maxState))
 	for what, r := range map[string]*recorded{
-		"more ROMs than there are": endless.numbers(uint64(ramEnd)).footer(),
-		"another magic":            new(recorded).numbers(uint32(1), uint32(3)),
-		"an unknown section":       new(recorded).numbers(uint32(streamMagic), uint32(streamVersion), uint8(0x55)),
-		"beyond memory":            new(recorded).begin().part(sectionEnd).page(ramBlock, testMemory, 'x').numbers(uint64(ramEnd)).footer(),
-		"a compressed page":        new(recorded).begin().part(sectionEnd).numbers(uint64(0x100)).name(ramBlock),
-		"another section":          new(recorded).begin().numbers(uint8(sectionPart), uint32(7)),
+		"more devices than there are": devices,
+		"more ROMs than there are":    endless.numbers(uint64(ramEnd)).footer(),
+		"another magic":               new(recorded).numbers(uint32(1), uint32(3)),
+		"an unknown section":          new(recorded).numbers(uint32(streamMagic), uint32(streamVersion), uint8(0x55)),
+		"beyond memory":               new(recorded).begin().part(sectionEnd).page(ramBlock, testMemory, 'x').numbers(uint64(ramEnd)).footer(),
+		"a compressed page":           new(recorded).begin().part(sectionEnd).numbers(uint64(0x100)).name(ramBlock),
+		"another section":             new(recorded).begin().numbers(uint8(sectionPart), uint32(7)),
 	} {
 		if _, _, err := splitInto(t, r.Bytes()); err == nil {
 			t.Errorf("%s was taken", what)
