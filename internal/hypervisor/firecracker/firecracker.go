@@ -74,8 +74,7 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 		return nil, launchError(ctx, spec, child, m, err)
 	}
 	u.Disarm()
-	m.record.Process, m.handle, m.child = child.Process, child.Handle(), child
-	go m.watch(child.Done())
+	m.Launched(child, m.bury)
 	return m, nil
 }
 
@@ -135,8 +134,8 @@ func (m *machine) greet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if i.ID != machineName(m.record.VMID) {
-		return errs.New(errs.Conflict, "the socket of machine %s in %s is answered by %q", m.record.VMID, m.record.Dir, printable(i.ID))
+	if i.ID != machineName(m.Record().VMID) {
+		return errs.New(errs.Conflict, "the socket of machine %s in %s is answered by %q", m.Record().VMID, m.Record().Dir, printable(i.ID))
 	}
 	v, err := parseVersion(i.Version)
 	if err != nil {
@@ -175,14 +174,15 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Rollback(ctx)) }()
 
-	m := newMachine(rec)
-	if m.handle, err = rec.Process.Open(); err != nil {
+	handle, err := rec.Process.Open()
+	if err != nil {
 		if errs.KindOf(err) == errs.NotFound {
 			err = errors.Join(err, clear(rec.Dir))
 		}
 		return nil, err
 	}
-	u.Push("handle on machine "+rec.VMID, func(context.Context) error { return m.handle.Close() })
+	u.Push("handle on machine "+rec.VMID, func(context.Context) error { return handle.Close() })
+	m := newMachine(rec)
 	u.Push("connections of machine "+rec.VMID, func(context.Context) error { m.hangUp(); return nil })
 	// The process is proven to be the one we started; that it is at the other end of this
 	// socket is not, until it says so.
@@ -194,7 +194,7 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	}
 	m.knocked() // perhaps while nobody listened: it is worth a try
 	u.Disarm()
-	go m.watch(m.handle.Done())
+	m.Adopted(handle, m.bury)
 	return m, nil
 }
 

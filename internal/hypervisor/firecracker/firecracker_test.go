@@ -424,7 +424,7 @@ func TestExplain(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := newMachine(hypervisor.Record{Dir: dir})
-		if e := m.explain(); e.Clean != c.clean || !strings.Contains(e.Reason, c.want) || e.At.IsZero() {
+		if e := m.explain(hypervisor.Ending{}); e.Clean != c.clean || !strings.Contains(e.Reason, c.want) || e.At.IsZero() {
 			t.Errorf("%s: %+v", name, e)
 		}
 	}

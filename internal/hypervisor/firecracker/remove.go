@@ -39,7 +39,7 @@ func (h *Hypervisor) Remove(ctx context.Context, vmID, dir string, rec *hypervis
 	return clear(dir)
 }
 
-// killBySocket asks the kernel who listens on the API's socket, and that process who it is.
+// killBySocket ends the machine in dir, of which nothing is known but that.
 func killBySocket(ctx context.Context, vmID, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, removeLimit)
 	defer cancel()
@@ -55,40 +55,43 @@ func killBySocket(ctx context.Context, vmID, dir string) error {
 		return err
 	}
 	defer handle.Close()
-	alive, ended := context.WithCancel(ctx)
-	defer ended()
-	go func() { // one that has died makes no socket any more
+	process, err := askWho(ctx, vmID, dir, handle.Done())
+	if err == nil {
+		return process.Kill(ctx)
+	}
+	// One that is dying breaks off first, and has ended a moment later.
+	if errs.KindOf(err) != errs.Conflict && handle.Wait(ctx) == nil {
+		return nil
+	}
+	return err
+}
+
+// askWho asks the kernel who listens on the API's socket, once somebody does, and that process
+// who it is. It is given up when the machine has ended: one that has makes no socket any more.
+func askWho(ctx context.Context, vmID, dir string, ended <-chan struct{}) (host.Process, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
 		select {
-		case <-handle.Done():
-			ended()
-		case <-alive.Done():
+		case <-ended:
+			cancel()
+		case <-ctx.Done():
 		}
 	}()
-	if err := awaitAPI(alive, dir); err != nil {
-		select {
-		case <-handle.Done():
-			return nil
-		default:
-			return err
-		}
+	if err := awaitAPI(ctx, dir); err != nil {
+		return host.Process{}, err
 	}
 	process, err := listenerOf(ctx, dir)
-	if errors.Is(err, syscall.ECONNREFUSED) || errs.KindOf(err) == errs.NotFound {
-		return nil // it has died meanwhile
-	}
 	if err != nil {
-		return err
+		return host.Process{}, err
 	}
 	api := newClient(func(ctx context.Context) (net.Conn, error) { return dial(ctx, dir, apiSocket) })
 	defer api.close()
 	i, err := api.instance(ctx)
-	if err != nil {
-		return err
+	if err == nil && i.ID != machineName(vmID) {
+		err = errs.New(errs.Conflict, "the machine in %s calls itself %q", dir, printable(i.ID))
 	}
-	if i.ID != machineName(vmID) {
-		return errs.New(errs.Conflict, "the machine in %s calls itself %q", dir, printable(i.ID))
-	}
-	return process.Kill(ctx)
+	return process, err
 }
 
 // machineIn returns the process of a machine of ours in dir, nil if there is none. Another VMM's

@@ -8,54 +8,36 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"banger/internal/errs"
-	"banger/internal/host"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/console"
 )
 
 // machine is one QEMU process, launched or adopted.
 type machine struct {
-	record  hypervisor.Record
+	*hypervisor.Life
 	console *console.Console
 	monitor *monitor
-	handle  *host.Handle
-	child   *host.Child // nil if adopted
-	line    *hypervisor.Line
-
-	held    context.Context // until Close
-	letGo   context.CancelFunc
-	watched chan struct{} // closed when watch has returned
-	done    chan struct{} // closed when the process is gone
-	halts   chan string   // why the CPUs have stopped; holds the last reason nobody has read
+	halts   chan string // why the CPUs have stopped; holds the last reason nobody has read
 
 	migrating sync.Mutex  // held while state is saved or loaded
 	migration chan string // news of that: what QEMU calls its status
 
 	mu       sync.Mutex
-	released bool // handle is closed
-	killed   bool // by Kill
 	shutdown shutdownEvent
 	ioError  string // of the last BLOCK_IO_ERROR
-	exit     hypervisor.Exit
 }
 
 var _ hypervisor.Machine = (*machine)(nil)
 
 func newMachine(rec hypervisor.Record) *machine {
-	m := &machine{record: rec, watched: make(chan struct{}), done: make(chan struct{}), halts: make(chan string, 1), migration: make(chan string, 8)}
-	m.held, m.letGo = context.WithCancel(context.Background())
-	m.line = hypervisor.NewLine(m.held, m.done, m.gone)
-	return m
+	return &machine{Life: hypervisor.NewLife(rec), halts: make(chan string, 1), migration: make(chan string, 8)}
 }
 
 func (m *machine) dialMonitor(ctx context.Context) (*monitor, error) {
-	conn, err := dial(ctx, m.record.Dir, monitorSocket)
+	conn, err := dial(ctx, m.Record().Dir, monitorSocket)
 	if err != nil {
 		return nil, fmt.Errorf("connect QEMU's monitor: %w", err)
 	}
@@ -106,36 +88,24 @@ func (m *machine) halt(why string) {
 // Halts implements [hypervisor.Machine].
 func (m *machine) Halts() <-chan string { return m.halts }
 
-// watch waits for the process's end, which gone tells, or for Close.
-func (m *machine) watch(gone <-chan struct{}) {
-	defer close(m.watched)
-	select {
-	case <-gone:
-	case <-m.held.Done():
-		return
-	}
+// bury sees to what is left of a process that has ended.
+func (m *machine) bury(e hypervisor.Ending) hypervisor.Exit {
 	// The connections end with the process; what it still said is read first.
 	<-m.monitor.Done()
 	<-m.console.Done()
 	// Its directory may be gone, and whoever removes that removes these.
-	_ = clear(m.record.Dir)
-	m.release()
-	m.mu.Lock()
-	m.exit = m.explain()
-	m.mu.Unlock()
-	close(m.done)
+	_ = clear(m.Record().Dir)
+	return m.explain(e)
 }
 
 // poweredOff is the reason given for an end that the guest's kernel has asked for.
 const poweredOff = "powered off by the guest"
 
-// explain says how the process ended. m.mu is held.
-func (m *machine) explain() hypervisor.Exit {
+// explain says how the process ended.
+func (m *machine) explain(of hypervisor.Ending) hypervisor.Exit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	e := hypervisor.Exit{At: time.Now()}
-	var status syscall.WaitStatus
-	if m.child != nil {
-		status, _ = m.child.State().Sys().(syscall.WaitStatus)
-	}
 	switch {
 	case m.shutdown.Reason == "guest-shutdown":
 		e.Reason, e.Clean = poweredOff, true
@@ -143,15 +113,15 @@ func (m *machine) explain() hypervisor.Exit {
 		e.Reason, e.Clean = "restarted by the guest, or by a panic of its kernel", true
 	case m.shutdown.Reason == "guest-panic":
 		e.Reason = "the guest's kernel panicked"
-	case m.killed:
+	case of.Killed:
 		e.Reason = "killed on request"
 	case m.shutdown.Reason == "host-signal":
 		e.Reason = "QEMU was told to end by a signal"
-	case status.Signaled():
-		e.Reason = fmt.Sprintf("QEMU was killed by signal %d (%v)", status.Signal(), status.Signal())
+	case of.Status.Signaled():
+		e.Reason = fmt.Sprintf("QEMU was killed by signal %d (%v)", of.Status.Signal(), of.Status.Signal())
 	default:
 		e.Reason = "QEMU ended unexpectedly"
-		if words := lastWords(m.record.Dir); words != "" {
+		if words := lastWords(m.Record().Dir); words != "" {
 			e.Reason = "QEMU failed: " + words
 		}
 	}
@@ -161,31 +131,17 @@ func (m *machine) explain() hypervisor.Exit {
 	return e
 }
 
-func (m *machine) Record() hypervisor.Record   { return m.record }
 func (m *machine) Console() hypervisor.Console { return m.console }
-func (m *machine) Done() <-chan struct{}       { return m.done }
-
-func (m *machine) Exit() hypervisor.Exit {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.exit
-}
-
-func (m *machine) Usage() (host.Usage, error) { return m.record.Process.Usage() }
 
 // Channel connects to the guest's port; see [hypervisor.Machine].
 func (m *machine) Channel(ctx context.Context) (net.Conn, error) {
-	return m.line.Connect(ctx, func(ctx context.Context) (net.Conn, error) {
-		conn, err := dial(ctx, m.record.Dir, channelSocket)
+	return m.Line.Connect(ctx, func(ctx context.Context) (net.Conn, error) {
+		conn, err := dial(ctx, m.Record().Dir, channelSocket)
 		if err != nil {
-			return nil, fmt.Errorf("connect the channel of machine %s: %w", m.record.VMID, err)
+			return nil, fmt.Errorf("connect the channel of machine %s: %w", m.Record().VMID, err)
 		}
 		return conn, nil
 	})
-}
-
-func (m *machine) gone() error {
-	return errs.New(errs.Unavailable, "machine %s is not running any more", m.record.VMID).Because(errors.New(m.Exit().Reason))
 }
 
 // Pause stops the virtual CPUs.
@@ -196,7 +152,7 @@ func (m *machine) Resume(ctx context.Context) error { return m.command(ctx, "con
 
 func (m *machine) command(ctx context.Context, name string) error {
 	if err := m.monitor.Execute(ctx, name, nil, nil); err != nil {
-		return fmt.Errorf("machine %s: %w", m.record.VMID, err)
+		return fmt.Errorf("machine %s: %w", m.Record().VMID, err)
 	}
 	return nil
 }
@@ -210,7 +166,7 @@ func (m *machine) Forward(ctx context.Context, f hypervisor.Forward, open bool) 
 	}
 	var said string
 	if err := m.monitor.Execute(ctx, "human-monitor-command", map[string]any{"command-line": line}, &said); err != nil {
-		return fmt.Errorf("machine %s: %w", m.record.VMID, err)
+		return fmt.Errorf("machine %s: %w", m.Record().VMID, err)
 	}
 	said = strings.TrimSpace(said)
 	if open && said == "" || !open && strings.HasSuffix(said, "removed") {
@@ -222,51 +178,11 @@ func (m *machine) Forward(ctx context.Context, f hypervisor.Forward, open bool) 
 	return errs.New(errs.Unavailable, "QEMU can't forward %s port %s", f.Protocol, f.Host).Because(errors.New(said))
 }
 
-// Kill ends the process; see [hypervisor.Machine].
-func (m *machine) Kill(ctx context.Context) error {
-	if err := m.kill(); err != nil {
-		return fmt.Errorf("kill machine %s: %w", m.record.VMID, err)
-	}
-	select {
-	case <-m.done:
-		return nil
-	case <-m.held.Done():
-		return net.ErrClosed
-	case <-ctx.Done():
-		return fmt.Errorf("machine %s was killed and is still there: %w", m.record.VMID, ctx.Err())
-	}
-}
-
-func (m *machine) kill() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.released {
-		return nil // it has ended
-	}
-	err := m.handle.Signal(unix.SIGKILL)
-	if errs.KindOf(err) == errs.NotFound {
-		return nil
-	}
-	m.killed = err == nil
-	return err
-}
-
-// release closes the handle, once.
-func (m *machine) release() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.released {
-		m.released = true
-		_ = m.handle.Close()
-	}
-}
-
 // Close lets go of the machine; see [hypervisor.Machine].
 func (m *machine) Close() error {
-	m.letGo()
-	m.monitor.Close()
-	m.console.Close()
-	<-m.watched
-	m.release()
+	m.LetGo(func() {
+		m.monitor.Close()
+		m.console.Close()
+	})
 	return nil
 }

@@ -90,8 +90,7 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 		}
 	}
 	u.Disarm()
-	m.record.Process, m.handle, m.child = child.Process, child.Handle(), child
-	go m.watch(child.Done())
+	m.Launched(child, m.bury)
 	return m, nil
 }
 
@@ -159,14 +158,15 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Rollback(ctx)) }()
 
-	m := newMachine(rec)
-	if m.handle, err = rec.Process.Open(); err != nil {
+	handle, err := rec.Process.Open()
+	if err != nil {
 		if errs.KindOf(err) == errs.NotFound {
 			err = errors.Join(err, clear(rec.Dir))
 		}
 		return nil, err
 	}
-	u.Push("handle on machine "+rec.VMID, func(context.Context) error { return m.handle.Close() })
+	u.Push("handle on machine "+rec.VMID, func(context.Context) error { return handle.Close() })
+	m := newMachine(rec)
 
 	if m.monitor, err = m.dialMonitor(ctx); err != nil {
 		return nil, fmt.Errorf("adopt machine %s: %w", rec.VMID, err)
@@ -193,7 +193,7 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 		return nil, fmt.Errorf("open the console of machine %s: %w", rec.VMID, err)
 	}
 	u.Disarm()
-	go m.watch(m.handle.Done())
+	m.Adopted(handle, m.bury)
 	return m, nil
 }
 

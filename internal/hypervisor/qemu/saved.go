@@ -147,7 +147,7 @@ func (m *machine) Save(ctx context.Context, memory, state *os.File) error {
 	defer m.migrating.Unlock()
 	var was struct{ Running bool }
 	err := m.monitor.Execute(ctx, "query-status", nil, &was)
-	if err == nil && was.Running && m.record.Accel == hypervisor.TCG {
+	if err == nil && was.Running && m.Record().Accel == hypervisor.TCG {
 		err = m.Pause(ctx)
 	}
 	if err == nil {
@@ -159,7 +159,7 @@ func (m *machine) Save(ctx context.Context, memory, state *os.File) error {
 		if was.Running {
 			err = errors.Join(err, m.Resume(undo))
 		}
-		return fmt.Errorf("save machine %s: %w", m.record.VMID, err)
+		return fmt.Errorf("save machine %s: %w", m.Record().VMID, err)
 	}
 	return nil
 }
