@@ -158,7 +158,8 @@ func (b *builder) filesystem(ctx context.Context) (path string, i Image, err err
 	i = Image{ManifestHash: b.m.Hash(), ManifestPath: b.m.Path, Phases: b.phases,
 		Distribution: b.m.Distribution, Release: b.m.Release, Init: b.m.Init}
 	if len(b.m.Commands) == 0 {
-		path, i.Packages, err = b.withFiles(ctx)
+		path, sealed, err := b.withFiles(ctx)
+		i.Packages, i.SHA256, i.VirtualBytes = sealed.Packages, sealed.SHA256, sealed.VirtualBytes
 		return path, i, err
 	}
 	half, there := b.outputs.get(phaseCommands+"-base", b.halfHash())
@@ -191,33 +192,48 @@ func (b *builder) halfHash() string {
 	return hashOf(phaseHash(b.phases, phaseFiles), b.m.Bytes, b.m.JournalBytes)
 }
 
-// withFiles makes a filesystem of all but what commands do.
-func (b *builder) withFiles(ctx context.Context) (path string, _ []Package, err error) {
+// withFiles makes a filesystem of all but what commands do, and tells its packages and, if it is
+// to stay as it is, its checksum.
+func (b *builder) withFiles(ctx context.Context) (path string, sealed Image, err error) {
 	path = filepath.Join(b.dir, "rootfs.ext4")
 	out, err := ext4.NewWriter(path, "image "+b.m.Hash(), b.m.Bytes)
 	if err != nil {
-		return "", nil, err
+		return "", sealed, err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
 	a := b.archive(ctx)
 	src := oci.Source{Kind: oci.Tar, Layers: []oci.Layer{{Name: "packages", Open: func(context.Context) (io.ReadCloser, error) { return a, nil }}}}
 	err = src.Write(ctx, out, ext4.Size{Bytes: b.m.Bytes, JournalBytes: b.m.JournalBytes}, func(string, int64, int64) {})
+	if err == nil && len(b.m.Commands) == 0 { // while mmdebstrap removes what it has worked in
+		sealed, err = checked(ctx, path, b.progress)
+	}
 	packages, archiveErr := a.end()
-	if archiveErr != nil { // why there was no more to write
+	if archiveErr != nil { // why there was no more to write, or what was written is not to be used
 		err = archiveErr
 	}
-	return path, packages, err
+	sealed.Packages = packages
+	return path, sealed, err
+}
+
+// checked tells what the finished filesystem at path is.
+func checked(ctx context.Context, path string, progress Progress) (i Image, err error) {
+	i.SHA256, i.VirtualBytes, err = shelf.Checksum(ctx, path, func(done, total int64) { progress("checksum", done, total) })
+	return i, err
 }
 
 // seal moves the filesystem at path, which nobody writes to any more, to its place in dir,
-// and returns i with what is to be known of it. It is on disk then.
+// and returns i with what is to be known of it: its checksum too, unless i has that already. It is
+// on disk then.
 func seal(ctx context.Context, dir, path string, i Image, progress Progress) (_ Image, err error) {
 	if err := os.Chmod(path, 0o444); err != nil {
 		return Image{}, err
 	}
-	i.SHA256, i.VirtualBytes, err = shelf.Checksum(ctx, path, func(done, total int64) { progress("checksum", done, total) })
-	if err != nil {
-		return Image{}, err
+	if i.SHA256 == "" {
+		now, err := checked(ctx, path, progress)
+		if err != nil {
+			return Image{}, err
+		}
+		i.SHA256, i.VirtualBytes = now.SHA256, now.VirtualBytes
 	}
 	if i.AllocatedBytes, err = shelf.Allocated(path); err != nil {
 		return Image{}, err
@@ -261,9 +277,10 @@ func (b *builder) archive(ctx context.Context) *archive {
 	go func() {
 		defer close(a.done)
 		a.packages, a.err = rewriteRootfs(installed, w, m, func(busybox []byte) ([]string, error) { return b.applets(ctx, busybox) })
-		if a.err == nil { // what follows the end of the archive
+		if a.err == nil {
 			b.progress(phaseFilesystem, 0, 0)
-			_, a.err = io.Copy(io.Discard, installed)
+			w.Close()                                 // the filesystem can be finished
+			_, a.err = io.Copy(io.Discard, installed) // what follows the end of the archive
 		}
 		installed.CloseWithError(a.err)
 		w.CloseWithError(a.err)

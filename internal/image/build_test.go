@@ -264,6 +264,31 @@ func TestBuildFails(t *testing.T) {
 	}
 }
 
+// An installation that fails when its archive is whole is none, although a filesystem could be
+// made of that.
+func TestBuildThatFailsAtItsEnd(t *testing.T) {
+	needBuild(t)
+	real, err := host.LookPath("mmdebstrap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\n%s \"$@\"\necho E: rm failed >&2\nexit 1\n", real)
+	if err := os.WriteFile(filepath.Join(dir, "mmdebstrap"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	s := emptyStore(t)
+	_, err = s.Build(t.Context(), "x", testManifest(t, `"busybox-static"`, ""), BuildOptions{Etc: apt.Etc}, quiet)
+	if err == nil || !strings.Contains(err.Error(), "rm failed") {
+		t.Errorf("it says %v", err)
+	}
+	nothingHalf(t, s, "")
+	if kept, _ := filepath.Glob(filepath.Join(s.dir, outputsDir, "*")); kept != nil {
+		t.Errorf("kept: %q", kept)
+	}
+}
+
 // TestBuildIsCancelled gives up in each stage of a build: nothing is left of it but what
 // phases that were finished have made.
 func TestBuildIsCancelled(t *testing.T) {
