@@ -301,7 +301,7 @@ func (c *Client) TagImage(ctx context.Context, req TagImage) error {
 }
 
 // PruneImages removes the images that no name means and no VM uses and, with all, what
-// builds have kept to begin where they differ. With dry it only lists them.
+// builds and pulls have kept to be quicker the next time. With dry it only lists them.
 func (c *Client) PruneImages(ctx context.Context, all, dry bool) (pruned PrunedImages, err error) {
 	return pruned, c.call(ctx, "POST", fmt.Sprintf("/v1/images/prune?all=%t&dry=%t", all, dry), nil, &pruned)
 }

@@ -226,6 +226,7 @@ type CommitVM struct {
 type PrunedImages struct {
 	Images     []Image `json:"images"`
 	PhaseBytes int64   `json:"phase_bytes" doc:"Of what builds had kept"`
+	PullBytes  int64   `json:"pull_bytes" doc:"Of what pulls had kept"`
 }
 
 // TagImage asks that a name mean an image.

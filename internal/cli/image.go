@@ -69,7 +69,7 @@ func (a *app) imagePruneCommand() *cobra.Command {
 				return err
 			}
 			pruned, err := client.PruneImages(cmd.Context(), all, dry)
-			bytes := pruned.PhaseBytes
+			bytes := pruned.PhaseBytes + pruned.PullBytes
 			for _, i := range pruned.Images {
 				a.print("%s\n", shown(i.Title))
 				bytes += i.AllocatedBytes
@@ -80,7 +80,7 @@ func (a *app) imagePruneCommand() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "also what builds have kept to begin where they differ")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also what builds and pulls have kept to be quicker the next time")
 	cmd.Flags().BoolVarP(&dry, "dry-run", "n", false, "only list them")
 	return cmd
 }

@@ -190,13 +190,16 @@ func (l *library) madeOf(v vm.VM) (image.Image, error) {
 }
 
 // PruneImages removes the images that no name means and no VM uses and, with all, what
-// builds have kept. With dry it only lists them.
+// builds and pulls have kept. With dry it only lists them.
 func (l *library) PruneImages(ctx context.Context, all, dry bool) (api.PrunedImages, error) {
 	pruned := api.PrunedImages{Images: []api.Image{}}
 	if all && l.making.TryLock() { // otherwise it may be in use
 		defer l.making.Unlock()
 		var err error
 		if pruned.PhaseBytes, err = l.images.ForgetPhases(dry); err != nil {
+			return pruned, err
+		}
+		if pruned.PullBytes, err = l.puller.Forget(dry); err != nil {
 			return pruned, err
 		}
 	}

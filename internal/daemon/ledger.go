@@ -75,7 +75,7 @@ func (l *library) caches() (uses []api.DiskUse, err error) {
 	if err != nil {
 		return nil, err
 	}
-	pulls, err := allocatedBelow(l.puller.Cache)
+	pulls, err := l.puller.Forget(true)
 	if err != nil {
 		return nil, err
 	}

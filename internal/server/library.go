@@ -51,7 +51,7 @@ func (s *Server) libraryRoutes(a huma.API) {
 		})
 	huma.Register(a, route("POST", "/v1/images/prune", "prune-images", "Remove the images that no name means and no VM uses"),
 		func(ctx context.Context, in *struct {
-			All bool `query:"all" doc:"Also what builds have kept to begin where they differ"`
+			All bool `query:"all" doc:"Also what builds and pulls have kept to be quicker the next time"`
 			Dry bool `query:"dry" doc:"Only list them"`
 		}) (*reply[api.PrunedImages], error) {
 			pruned, err := s.Library.PruneImages(ctx, in.All, in.Dry)

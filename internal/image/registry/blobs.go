@@ -24,6 +24,7 @@ import (
 
 	"banger/internal/errs"
 	"banger/internal/image/oci"
+	"banger/internal/image/shelf"
 )
 
 // fetched is a layout whose blobs come from a registry as they are asked for, by way of the
@@ -201,10 +202,40 @@ func wrongDigest(want, got string) error {
 
 func (p *Puller) path(digest string) string { return filepath.Join(p.Cache, "sha256", digest) }
 
-// has tells whether a blob is in the cache, and keeps it there for a while.
+// has tells whether a blob is in the cache, and keeps it there for a while. One that is damaged is
+// none.
 func (p *Puller) has(digest string) bool {
 	now := time.Now()
-	return os.Chtimes(p.path(digest), now, now) == nil
+	if os.Chtimes(p.path(digest), now, now) != nil {
+		return false
+	}
+	f, err := os.Open(p.path(digest))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	sum, err := sumFile(f)
+	return err == nil && sum == digest
+}
+
+// Forget removes what pulls have kept, and returns its bytes; dry: it only tells. Otherwise the
+// caller makes sure that no pull is at work.
+func (p *Puller) Forget(dry bool) (sum int64, err error) {
+	entries, err := os.ReadDir(filepath.Join(p.Cache, "sha256"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	for _, e := range entries {
+		bytes, err := shelf.Allocated(p.path(e.Name()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a pull may trim meanwhile
+			return 0, err
+		}
+		sum += bytes
+	}
+	if !dry && err == nil {
+		err = os.RemoveAll(p.Cache)
+	}
+	return sum, err
 }
 
 func (p *Puller) keep(digest string, b []byte) error {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -132,16 +131,17 @@ func connect(ctx context.Context, host, path string, auth authn.Authenticator, l
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "%q is no host of a registry", host)
 	}
+	here := isLoopback(registry.RegistryStr())
 	base := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: l.Answer}).DialContext,
+		DialContext:            dialer(l.Answer, here),
 		TLSHandshakeTimeout:    l.Answer,
 		ResponseHeaderTimeout:  l.Answer,
 		IdleConnTimeout:        time.Minute,
 		MaxResponseHeaderBytes: 1 << 20,
 		DisableCompression:     true, // what has a digest is wanted as it is
 	}
-	guarded := guard{base}
+	guarded := guard{RoundTripper: base, here: here}
 	scope := registry.Repo(strings.Split(path, "/")...).Scope(transport.PullScope)
 	var authed http.RoundTripper
 	err = retry(ctx, l, func() error {
@@ -154,31 +154,10 @@ func connect(ctx context.Context, host, path string, auth authn.Authenticator, l
 		return nil, err
 	}
 	scheme := "https"
-	if isLoopback(registry.RegistryStr()) && registry.Scheme() == "http" {
+	if here && registry.Scheme() == "http" {
 		scheme = "http" // the transport puts https in its place if the registry speaks that
 	}
 	return &repository{host: host, base: scheme + "://" + registry.RegistryStr() + "/v2/" + path, client: &http.Client{Transport: authed}, limits: l}, nil
-}
-
-// guard lets nothing through in plain text but to this very host.
-type guard struct{ http.RoundTripper }
-
-func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" && !isLoopback(r.URL.Host) {
-		return nil, errs.New(errs.Invalid, "%s is only to be had in plain text, which anyone on the way can change", r.URL.Host).
-			Try("have the registry speak https")
-	}
-	return g.RoundTripper.RoundTrip(r)
-}
-
-// isLoopback tells whether an address, with or without a port, is this host's own.
-func isLoopback(address string) bool {
-	host := address
-	if h, _, err := net.SplitHostPort(address); err == nil {
-		host = h
-	}
-	ip := net.ParseIP(strings.Trim(host, "[]"))
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // get asks for something of the repository, from an offset on. The body ends with an error
