@@ -261,8 +261,9 @@ func (b *Bridge) settle() {
 
 // settleNow is settle with the lock held.
 func (b *Bridge) settleNow() {
-	b.unsettled = true
-	b.watched.Go(b.settle)
+	if !b.unsettled {
+		return
+	}
 	b.unsettled = false
 	for vm, f := range b.leaving {
 		delete(b.leaving, vm)
