@@ -98,55 +98,6 @@ func TestOldEventsAreDropped(t *testing.T) {
 	}
 }
 
-// The schema of the first version, with VMs in it, becomes that of today.
-func TestMigrationKeepsWhatThereIs(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "banger.db")
-	db, err := sql.Open("sqlite", "file:"+path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, err := migrations.ReadFile("migrations/0001_vms.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, statement := range []string{
-		string(first), "PRAGMA user_version = 1",
-		`INSERT INTO vms VALUES ('0123456789ab', 'web', 'stopped', '{"id":"0123456789ab","name":"web","state":"stopped","spec":{"image":"tiny","cpus":2}}')`,
-		`INSERT INTO resources VALUES ('0123456789ab', 'disk', 'live'), ('0123456789ab', 'directory', 'live')`,
-		`INSERT INTO events (at, vm_id, name, state, cause) VALUES (1000000, '0123456789ab', 'web', 'creating', 'create'), (2000000, 'x', 'gone', 'removed', 'rm')`,
-	} {
-		if _, err := db.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // the second time there is nothing to do
-		s := open(t, path)
-		v, err := s.Get(t.Context(), "web")
-		if err != nil || v.State != vm.Stopped || v.Spec.Image != "tiny" || v.Spec.CPUs != 2 {
-			t.Errorf("the VM is %+v, %v", v, err)
-		}
-		if res, err := s.Resources(t.Context(), v.ID); err != nil || len(res) != 2 || !res[0].Live || !res[1].Live {
-			t.Errorf("its resources are %v, %v", res, err)
-		}
-		events, err := s.Events(t.Context(), 0, 10)
-		want := []vm.Event{
-			{Seq: 1, At: time.Unix(1, 0).UTC(), VM: v.ID, Name: "web", To: vm.Creating, Cause: "create"},
-			{Seq: 2, At: time.Unix(2, 0).UTC(), VM: "x", Name: "gone", Cause: "rm"},
-		}
-		if err != nil || !reflect.DeepEqual(events, want) {
-			t.Errorf("events are %+v, %v", events, err)
-		}
-		s.Close()
-	}
-	s := open(t, path)
-	if _, err := s.Update(t.Context(), "0123456789ab", "started", func(x *vm.VM) error { return x.To(vm.Running, "") }); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestANewerSchemaIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "banger.db")
 	s := open(t, path)
