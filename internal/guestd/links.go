@@ -199,9 +199,11 @@ func defaultRoute(gw net.IP) *net.IPNet {
 	return &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 }
 
-// setAddresses adds what is missing and removes what another configure left.
+// setAddresses removes what another configure left and adds what is missing, in that order: with
+// the first address of a subnet the kernel removes all others of it.
 func setAddresses(link netlink.Link, cidrs []string) error {
 	want := map[string]bool{}
+	var add []*netlink.Addr
 	for _, cidr := range cidrs {
 		addr, err := netlink.ParseAddr(cidr)
 		if err != nil {
@@ -211,9 +213,7 @@ func setAddresses(link netlink.Link, cidrs []string) error {
 			addr.Flags = unix.IFA_F_NODAD // nobody else is on this link: usable at once
 		}
 		want[addr.IPNet.String()] = true
-		if err := netlink.AddrReplace(link, addr); err != nil {
-			return fmt.Errorf("add address %s: %w", cidr, err)
-		}
+		add = append(add, addr)
 	}
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
@@ -224,6 +224,11 @@ func setAddresses(link netlink.Link, cidrs []string) error {
 			if err := netlink.AddrDel(link, &addr); err != nil {
 				return fmt.Errorf("remove address %s: %w", addr.IPNet, err)
 			}
+		}
+	}
+	for _, addr := range add {
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("add address %s: %w", addr.IPNet, err)
 		}
 	}
 	return nil
