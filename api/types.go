@@ -16,13 +16,15 @@ const (
 	StateStopped  State = "stopped"
 	StateFailed   State = "failed"
 	StateDeleting State = "deleting"
+
+	StateSuspended State = "suspended"
 )
 
 // VM is a virtual machine as the daemon knows it.
 type VM struct {
 	ID          string     `json:"id" doc:"Twelve hexadecimal digits, never reused"`
 	Name        string     `json:"name" doc:"A DNS label, unique among VMs"`
-	State       State      `json:"state" enum:"creating,running,paused,stopping,stopped,failed,deleting"`
+	State       State      `json:"state" enum:"creating,running,paused,stopping,stopped,failed,deleting,suspended"`
 	Image       string     `json:"image"`
 	Kernel      string     `json:"kernel"`
 	Backend     string     `json:"backend" doc:"The VMM: qemu or firecracker"`
@@ -115,6 +117,7 @@ type CreateVM struct {
 	Unjailed    bool     `json:"unjailed,omitempty" doc:"Do not confine its VMM, which then has all rights of the daemon's"`
 	Env         []string `json:"env,omitempty" doc:"K=V, for every command run in the VM"`
 	Boot        string   `json:"boot,omitempty" doc:"cold: from the kernel's first instruction; warm: from a template, or not at all; empty: warm where there is a template"`
+	From        string   `json:"from,omitempty" doc:"Name of a snapshot to go on from; what the machine is, is that one's"`
 	Start       bool     `json:"start" doc:"Start it too, and be done when the guest answers"`
 	Wait        string   `json:"wait,omitempty" doc:"boot: until the image's init has finished its start (default); agent: until the guest answers"`
 	AutoRemove  bool     `json:"auto_remove,omitempty"`

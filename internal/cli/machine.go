@@ -14,6 +14,7 @@ func (a *app) machineFlags(cmd *cobra.Command) *api.CreateVM {
 	f := cmd.Flags()
 	f.StringVar(&req.Name, "name", "", "name of the VM; one is invented if none is given")
 	f.StringVar(&req.Image, "image", "", "`image` that its disk is based on")
+	f.StringVar(&req.From, "from", "", "go on from a `snapshot`, whose machine it then has")
 	shapeFlags(cmd, req)
 	f.StringArrayVarP(&req.Forwards, "publish", "p", nil, "forward a `port` of the host: "+forwardSyntax)
 	f.BoolVar(&req.Isolated, "isolated", false, "on the bridge: neither reach other VMs nor be reached by them")

@@ -183,7 +183,7 @@ func (a *app) begin(cmd *cobra.Command, _ []string) (err error) {
 
 func (a *app) vmCommands() []*cobra.Command {
 	return []*cobra.Command{
-		a.runCommand(), a.createCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.pauseCommand(), a.resumeCommand(), a.rmCommand(),
+		a.runCommand(), a.createCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.pauseCommand(), a.suspendCommand(), a.resumeCommand(), a.rmCommand(), a.snapshotCommand(), a.forkCommand(),
 		a.lsCommand(), a.inspectCommand(), a.execCommand(), a.sshCommand(), a.cpCommand(), a.commitCommand(), a.portCommand(),
 		a.logsCommand(), a.consoleCommand(), a.statsCommand(), a.pruneCommand(),
 	}

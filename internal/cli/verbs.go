@@ -63,10 +63,12 @@ func (a *app) verbCommand(use, short, example string, suits func(api.State) bool
 
 // The states in which verbs make sense.
 func hasMachine(s api.State) bool { return s == api.StateRunning || s == api.StatePaused }
-func isAtRest(s api.State) bool   { return s == api.StateStopped || s == api.StateFailed }
-func isRunning(s api.State) bool  { return s == api.StateRunning }
-func isPaused(s api.State) bool   { return s == api.StatePaused }
-func anyState(api.State) bool     { return true }
+func isAtRest(s api.State) bool {
+	return s == api.StateStopped || s == api.StateFailed || s == api.StateSuspended
+}
+func isRunning(s api.State) bool { return s == api.StateRunning }
+func isHalted(s api.State) bool  { return s == api.StatePaused || s == api.StateSuspended }
+func anyState(api.State) bool    { return true }
 
 func (a *app) startCommand() *cobra.Command {
 	var req api.StartVM
@@ -117,7 +119,7 @@ func (a *app) pauseCommand() *cobra.Command {
 }
 
 func (a *app) resumeCommand() *cobra.Command {
-	return a.verbCommand("resume", "Let paused VMs go on", "banger resume web", isPaused,
+	return a.verbCommand("resume", "Let paused or suspended VMs go on", "banger resume web", isHalted,
 		func(ctx context.Context, client *api.Client, ref string, progress func(api.Event)) (api.VM, error) {
 			return client.ResumeVM(ctx, ref, progress)
 		})

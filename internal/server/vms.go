@@ -96,10 +96,17 @@ func (s *Server) vmRoutes(a huma.API) {
 				return err
 			})
 		})
-	huma.Register(a, route("POST", "/v1/vms/{ref}/resume", "resume-vm", "Let a paused VM go on"),
+	huma.Register(a, route("POST", "/v1/vms/{ref}/suspend", "suspend-vm", "Keep a running VM's machine in files, and end it"),
 		func(ctx context.Context, in *ByRef) (*accepted, error) {
-			return s.startOn(ctx, "resume", in.Ref, func(ctx context.Context, _ *op.Operation, id string) error {
-				_, err := s.VMs.Resume(ctx, id)
+			return s.startOn(ctx, "suspend", in.Ref, func(ctx context.Context, o *op.Operation, id string) error {
+				_, err := s.VMs.Suspend(ctx, o, id)
+				return err
+			})
+		})
+	huma.Register(a, route("POST", "/v1/vms/{ref}/resume", "resume-vm", "Let a paused or suspended VM go on"),
+		func(ctx context.Context, in *ByRef) (*accepted, error) {
+			return s.startOn(ctx, "resume", in.Ref, func(ctx context.Context, o *op.Operation, id string) error {
+				_, err := s.VMs.Resume(ctx, o, id)
 				return err
 			})
 		})
@@ -144,7 +151,7 @@ func request(c api.CreateVM) vm.Request {
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
 		DiskDriver: c.DiskDriver,
 		Net:        c.Net, Isolated: c.Isolated, HostAccess: c.HostAccess, Forwards: c.Forwards,
-		Backend: c.Backend, Accel: c.Accel, Nested: c.Nested, Unjailed: c.Unjailed, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Boot: vm.Boot(c.Boot), Wait: vm.Wait(c.Wait),
+		Backend: c.Backend, Accel: c.Accel, Nested: c.Nested, Unjailed: c.Unjailed, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Boot: vm.Boot(c.Boot), Wait: vm.Wait(c.Wait), Snapshot: c.From,
 	}
 }
 

@@ -1,12 +1,13 @@
-// Package template owns saved machines as a cache of files: what one consists of, that it
-// appears whole or not at all, that damage to it is found before it is used, and which go
-// first when there are too many. It knows nothing of how machines are saved, of VMs, or of
+// Package template owns saved machines as directories of files: what one consists of, that it
+// appears whole or not at all, that damage to it is found before it is used, and, of those
+// that are a cache, which go first when there are too many. It knows nothing of how machines are saved, of VMs, or of
 // which VMs need what.
 package template
 
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -33,7 +34,8 @@ const (
 	recordFile = "template.json"
 )
 
-// Template is a machine that was saved when it had finished its boot.
+// Template is a machine that was saved: when it had finished its boot, or, as a snapshot, whenever
+// someone wanted it.
 type Template struct {
 	Name string `json:"-"`
 	Dir  string `json:"-"`
@@ -51,6 +53,11 @@ type Template struct {
 	From disk.Base `json:"from"`          // what its disk was made of; a whole disk does not lie on it any more
 	MAC  string    `json:"mac,omitempty"` // of its network device
 	Disk disk.Base `json:"disk"`          // as it was at that moment
+
+	Snapshot bool            `json:"snapshot,omitempty"` // kept until its owner removes it, and only gone on from by those who name it
+	Fleeting bool            `json:"fleeting,omitempty"` // of a snapshot: made for copies that are made at once
+	Of       string          `json:"of,omitempty"`       // of a snapshot: name of the VM that it is of
+	Spec     json.RawMessage `json:"spec,omitempty"`     // of a snapshot: what that VM was asked to be
 
 	Bytes     int64             `json:"bytes"` // what its files take
 	Sums      map[string]uint32 `json:"sums"`  // of its files, by name
@@ -194,7 +201,7 @@ func (s *Shelf) Find(key string) (Template, error) {
 		return Template{}, err
 	}
 	for _, t := range all {
-		if t.Key == key && !t.Retired() {
+		if t.Key == key && !t.Snapshot && !t.Retired() {
 			return t, nil
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"banger/internal/errs"
 	"banger/internal/hypervisor"
 	"banger/internal/image"
+	"banger/internal/kernel"
 	"banger/internal/op"
 	"banger/internal/undo"
 )
@@ -42,6 +43,7 @@ type Request struct {
 	Start       bool
 	Boot        Boot
 	Wait        Wait
+	Snapshot    string // to go on from; what the machine is, is that one's
 	throwaway   bool
 }
 
@@ -142,13 +144,6 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 func (m *Manager) register(ctx context.Context, o *op.Operation, req Request, v VM, u *undo.Stack) (VM, error) {
 	m.artefacts.RLock()
 	defer m.artefacts.RUnlock()
-	img, err := m.image(req, v.Spec)
-	if err != nil {
-		return v, err
-	}
-	if img.Stale != "" {
-		o.Warn(fmt.Sprintf("image %s is stale: %s; to build it anew: %s", v.Spec.Image, img.Stale, img.RebuildCommand()))
-	}
 	k, err := m.Kernels.Kernel(v.Spec.Kernel)
 	if err != nil {
 		return v, err
@@ -156,15 +151,12 @@ func (m *Manager) register(ctx context.Context, o *op.Operation, req Request, v 
 	if v.Spec.Backend, _, err = m.Hypervisor.Choose(ctx, v.Spec, k.Vmlinux); err != nil {
 		return v, err
 	}
-	if img.Config != nil {
-		// Before the VM's own, which win.
-		v.Spec.Env = slices.Concat(slices.DeleteFunc(slices.Clone(img.Config.Env), func(kv string) bool { return checkEnv(kv) != nil }), v.Spec.Env)
+	if v.Spec.Snapshot != "" {
+		v, err = m.layOnSnapshot(v)
+	} else {
+		v, err = m.layOnImage(ctx, o, req, v, k)
 	}
-	v.Base = baseOf(img)
-	if _, err := disk.VirtualBytes(v.Base, disk.Spec{Bytes: v.Spec.DiskBytes}); err != nil {
-		return v, err
-	}
-	if v, err = m.layOnTemplate(ctx, req, v, img, k); err != nil {
+	if err != nil {
 		return v, err
 	}
 	u.Push("VM "+v.ID, func(ctx context.Context) error { return m.remove(ctx, v.ID, "its creation failed") })
@@ -198,6 +190,27 @@ func (m *Manager) register(ctx context.Context, o *op.Operation, req Request, v 
 	}
 }
 
+// layOnImage has v's disk be based on that of its image, or of a template of that. m.artefacts is
+// held.
+func (m *Manager) layOnImage(ctx context.Context, o *op.Operation, req Request, v VM, k kernel.Kernel) (VM, error) {
+	img, err := m.image(req, v.Spec)
+	if err != nil {
+		return v, err
+	}
+	if img.Stale != "" {
+		o.Warn(fmt.Sprintf("image %s is stale: %s; to build it anew: %s", v.Spec.Image, img.Stale, img.RebuildCommand()))
+	}
+	if img.Config != nil {
+		// Before the VM's own, which win.
+		v.Spec.Env = slices.Concat(slices.DeleteFunc(slices.Clone(img.Config.Env), func(kv string) bool { return checkEnv(kv) != nil }), v.Spec.Env)
+	}
+	v.Base = baseOf(img)
+	if _, err := disk.VirtualBytes(v.Base, disk.Spec{Bytes: v.Spec.DiskBytes}); err != nil {
+		return v, err
+	}
+	return m.layOnTemplate(ctx, req, v, img, k)
+}
+
 // image returns what the VM is to be made from.
 func (m *Manager) image(req Request, s Spec) (image.Image, error) {
 	if req.From != nil {
@@ -208,6 +221,9 @@ func (m *Manager) image(req Request, s Spec) (image.Image, error) {
 
 // fill checks a request and fills in the defaults.
 func (m *Manager) fill(req Request) (Spec, error) {
+	if req.Snapshot != "" {
+		return m.fillFromSnapshot(req)
+	}
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
 		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Unjailed: req.Unjailed, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease, Throwaway: req.throwaway}
 	if req.Name != "" {

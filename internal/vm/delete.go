@@ -51,6 +51,11 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 		err = m.Store.Delete(ctx, id, cause, KindMachine, KindNetwork, KindAttached, KindDisk, KindDirectory)
 	}
 	m.usages.forget(v.Disk)
+	if err == nil && v.Template != "" {
+		if err := m.dropRetired(ctx, v.Template); err != nil {
+			m.Log.Warn("remove what nothing goes on from any more", "template", v.Template, "err", err)
+		}
+	}
 	if err != nil {
 		m.markFailed(ctx, id, err)
 		return errs.New(errs.Internal, "VM %s can't be removed", v.Name).Because(err).Try("mend that, then: banger rm %s", v.Name)

@@ -116,7 +116,7 @@ func TestAFullHostPausesAVM(t *testing.T) {
 		if v := settled(t, m, "web", vm.Paused); !strings.Contains(v.Reason, "filesystem is full") || !strings.Contains(v.Reason, "banger resume web") {
 			t.Errorf("reason: %s", v.Reason)
 		}
-		if v, err := m.Resume(t.Context(), v.ID); err != nil || v.State != vm.Running || v.Reason != "" {
+		if v, err := resume(t, m, v.ID); err != nil || v.State != vm.Running || v.Reason != "" {
 			t.Errorf("resumed: %s, %q, %v", v.State, v.Reason, err)
 		}
 	}

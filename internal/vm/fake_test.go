@@ -356,3 +356,13 @@ func settled(t *testing.T, m *vm.Manager, name string, want vm.State) vm.VM {
 		}
 	}
 }
+
+// resume has a VM go on.
+func resume(t *testing.T, m *vm.Manager, id string) (v vm.VM, err error) {
+	t.Helper()
+	_, err = operation(t, func(ctx context.Context, o *op.Operation) error {
+		v, err = m.Resume(ctx, o, id)
+		return err
+	})
+	return v, err
+}

@@ -310,6 +310,8 @@ func (m *Manager) machineOf(v VM) (*running, error) {
 	switch {
 	case v.State == Stopped || v.State == Failed:
 		e = e.Try("banger start %s", v.Name)
+	case v.State == Suspended:
+		e = e.Try("banger resume %s", v.Name)
 	case v.State.HasMachine(): // being recovered still, or settled already
 		e = errs.New(errs.Busy, "the machine of VM %s can't be reached now", v.Name).Try("try again in a moment")
 	}

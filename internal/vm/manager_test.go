@@ -213,7 +213,7 @@ func TestPauseAndResume(t *testing.T) {
 		t.Error("the next daemon left it running")
 	}
 	for range 2 {
-		if v, err = m.Resume(t.Context(), v.ID); err != nil || v.State != vm.Running || w.machines[v.Machine.Dir].paused {
+		if v, err = resume(t, m, v.ID); err != nil || v.State != vm.Running || w.machines[v.Machine.Dir].paused {
 			t.Fatalf("resumed as %+v, %v", v, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"banger/internal/errs"
+	"banger/internal/op"
 )
 
 // Pause halts the VM's CPUs; its memory and machine stay. Pausing what is paused is no error.
@@ -35,13 +36,17 @@ func (m *Manager) Pause(ctx context.Context, id string) (VM, error) {
 	return paused, nil
 }
 
-// Resume lets a paused VM go on. Resuming what runs is no error.
-func (m *Manager) Resume(ctx context.Context, id string) (VM, error) {
+// Resume lets a paused or suspended VM go on. Resuming what runs is no error.
+func (m *Manager) Resume(ctx context.Context, o *op.Operation, id string) (VM, error) {
+	begin := time.Now()
 	v, unlock, err := m.lock(ctx, id, "resumed")
 	if err != nil {
 		return VM{}, err
 	}
 	defer unlock()
+	if v.State == Suspended {
+		return m.wake(ctx, o, v, begin, "")
+	}
 	r, err := m.machineOf(v)
 	if err != nil || v.State == Running {
 		return v, err

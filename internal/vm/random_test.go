@@ -300,7 +300,7 @@ func request(ctx context.Context, m *vm.Manager, o *op.Operation, name, verb str
 	case "pause":
 		return m.Pause(ctx, v.ID)
 	case "resume":
-		return m.Resume(ctx, v.ID)
+		return m.Resume(ctx, o, v.ID)
 	case "rm":
 		return v, m.Delete(ctx, v.ID, false)
 	case "rm -f":

@@ -88,6 +88,11 @@ func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 	if err := m.Dirs.Save(v); err != nil { // the last daemon may have died before it could
 		m.Log.Warn("keep a copy of a VM's row", "vm", v.ID, "err", err)
 	}
+	if v.State != Suspended { // what is kept may be half saved, or older than its disk
+		if err := m.Dirs.DropKept(v.ID); err != nil {
+			m.Log.Warn("drop what was kept of a machine", "vm", v.ID, "err", err)
+		}
+	}
 	switch {
 	case v.State == Creating:
 		return m.remove(ctx, v.ID, "its creation was cut short")
@@ -100,6 +105,9 @@ func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 		return err
 	case v.State.HasMachine():
 		return m.adopt(ctx, v)
+	case v.State == Suspended && v.Suspended == "":
+		_, err := m.settle(ctx, v, Stopped, "its resume was cut short")
+		return err
 	}
 	left, err := m.hasMachine(ctx, v)
 	if err != nil || !left {
@@ -137,10 +145,13 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 
 // takeOver makes an adopted machine that of v, whose lock is held.
 func (m *Manager) takeOver(ctx context.Context, v VM, machine hypervisor.Machine) error {
-	if v.State == Paused { // a crash may have come before it was
-		if err := machine.Pause(ctx); err != nil {
-			return errors.Join(err, machine.Close())
-		}
+	// A crash may have come before it was so, or while the machine was saved.
+	agree := machine.Resume
+	if v.State == Paused {
+		agree = machine.Pause
+	}
+	if err := agree(ctx); err != nil {
+		return errors.Join(err, machine.Close())
 	}
 	m.watch(v.ID, &running{machine: machine, connect: m.Reconnect, reconnect: m.Reconnect})
 	if err := m.finishMove(ctx, v); err != nil {

@@ -65,6 +65,9 @@ func (m *Manager) Start(ctx context.Context, o *op.Operation, id string, wait Wa
 
 // start is Start with v's lock held.
 func (m *Manager) start(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, boot Boot) (VM, error) {
+	if v.State == Suspended {
+		return m.wake(ctx, o, v, begin, boot)
+	}
 	if v.State != Stopped && v.State != Failed {
 		return v, errs.New(errs.Conflict, "VM %s is %s already", v.Name, v.State)
 	}
@@ -127,9 +130,17 @@ func starting(v VM) []Change {
 	return all
 }
 
-// boot launches v's machine and brings it to running: from its beginning, or from a template.
+// origin is what a machine goes on from instead of booting.
+type origin struct {
+	saved *hypervisor.Saved
+	of    *template.Template // another machine, whose identity the guest has; nil: its own
+}
+
+func fromTemplate(t template.Template) *origin { return &origin{t.Saved(), &t} }
+
+// boot launches v's machine and brings it to running: from its beginning, or from an origin.
 // The rows of [starting] are there. If it fails nothing of the machine is left but its logs.
-func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, from *template.Template) (_ VM, err error) {
+func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, from *origin) (_ VM, err error) {
 	var u undo.Stack
 	defer func() {
 		if undone := u.Rollback(ctx); undone != nil {
@@ -146,7 +157,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	}
 	o.Stage("starting the machine", 0, 0)
 	if from != nil {
-		spec.From = from.Saved()
+		spec.From = from.saved
 	}
 	machine, err := m.Hypervisor.Launch(ctx, spec)
 	if err != nil {
@@ -162,6 +173,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	}
 	if _, err = m.update(ctx, v.ID, "launched", func(x *VM) error {
 		x.Machine, x.Pristine = &rec, false
+		x.Suspended = "" // its disk is about to change, and then what is kept is worth nothing
 		return nil
 	}, append(launched, Change{KindDisk, Live}, Change{KindDirectory, Live})...); err != nil {
 		return v, err
@@ -180,7 +192,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		return v, warmFailed(from, m.withConsole(v, err))
 	}
 	took := time.Since(begin)
-	if wait != WaitAgent && from == nil { // a template's init has finished its start
+	if wait != WaitAgent && from == nil { // what was saved had finished its start
 		o.Stage("waiting for the guest's init", 0, 0)
 		if note, err := m.initDone(ctx, r); err != nil {
 			return v, m.withConsole(v, err)
@@ -202,7 +214,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 }
 
 // ready returns once the guest has answered and has its identity.
-func (m *Manager) ready(ctx context.Context, v VM, r *running, from *template.Template) error {
+func (m *Manager) ready(ctx context.Context, v VM, r *running, from *origin) error {
 	limit := readyLimit
 	if from != nil {
 		limit = warmLimit
@@ -328,9 +340,8 @@ func (m *Manager) describe(v VM, k kernel.Kernel, initramfs string, backend hype
 	return s
 }
 
-// configure gives the guest its identity: in the place of another's, if it goes on from a
-// template.
-func (m *Manager) configure(ctx context.Context, v VM, g Guest, from *template.Template) error {
+// configure gives the guest its identity, in the place of another's if it has that, and the time.
+func (m *Manager) configure(ctx context.Context, v VM, g Guest, from *origin) error {
 	entropy := make([]byte, 64)
 	rand.Read(entropy)
 	c := proto.Configure{
@@ -339,10 +350,10 @@ func (m *Manager) configure(ctx context.Context, v VM, g Guest, from *template.T
 		UnixNanos: time.Now().UnixNano(), Entropy: entropy, GrowRoot: true,
 	}
 	c.Links, c.Nameservers = m.guestNet(v)
-	if from != nil {
-		c.Clone = &proto.Clone{BootID: newBootID(), Shed: true}
+	if from != nil && from.of != nil {
+		c.Clone = &proto.Clone{BootID: newBootID(), Shed: !from.of.Snapshot}
 		for i := range c.Links {
-			c.Links[i].OldMAC = from.MAC
+			c.Links[i].OldMAC = from.of.MAC
 		}
 	}
 	var guest proto.Configured

@@ -17,6 +17,8 @@ const (
 	Stopped  State = "stopped"  // it has a disk and no machine
 	Failed   State = "failed"   // its machine ended by itself, or something of it can't be removed; Reason says which
 	Deleting State = "deleting" // it is being taken away, and nothing but that can happen to it
+
+	Suspended State = "suspended" // its machine is kept in files, to go on where it was
 )
 
 // transitions is the whole life of a VM. A start needs no state of its own: until the
@@ -24,12 +26,14 @@ const (
 // From deleting a VM goes away with its row.
 var transitions = map[State][]State{
 	Creating: {Running, Stopped, Failed, Deleting},
-	Running:  {Paused, Stopping, Stopped, Failed, Deleting},
-	Paused:   {Running, Stopping, Stopped, Failed, Deleting},
+	Running:  {Paused, Stopping, Stopped, Suspended, Failed, Deleting},
+	Paused:   {Running, Stopping, Stopped, Suspended, Failed, Deleting},
 	Stopping: {Running, Stopped, Failed, Deleting},
 	Stopped:  {Running, Failed, Deleting},
 	Failed:   {Running, Stopped, Deleting},
 	Deleting: {Failed},
+
+	Suspended: {Running, Stopped, Failed, Deleting},
 }
 
 // Valid tells whether there is such a state.

@@ -67,10 +67,32 @@ var verbs = []verb{
 			return err
 		}},
 	{name: "resume", prepare: []string{"create", "pause"}, may: []vm.State{vm.Paused, vm.Running},
-		run: func(ctx context.Context, m *vm.Manager, _ *op.Operation, id string) error {
-			_, err := m.Resume(ctx, id)
+		run: doResume},
+	{name: "suspend", prepare: []string{"create"}, may: []vm.State{vm.Running, vm.Suspended}, run: doSuspend},
+	{name: "suspend paused", prepare: []string{"create", "pause"}, may: []vm.State{vm.Paused, vm.Suspended}, run: doSuspend},
+	{name: "resume suspended", prepare: []string{"create", "suspend"}, may: []vm.State{vm.Suspended, vm.Stopped, vm.Running}, failed: true,
+		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
+			if v, err := m.Find(ctx, id); err != nil || v.State == vm.Stopped || v.State == vm.Failed { // the first try came too far
+				return doStart(ctx, m, o, id)
+			}
+			return doResume(ctx, m, o, id)
+		}},
+	{name: "start suspended afresh", prepare: []string{"create", "suspend"}, may: []vm.State{vm.Suspended, vm.Stopped, vm.Running}, failed: true,
+		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
+			_, err := m.Start(ctx, o, id, "", vm.Cold)
 			return err
 		}},
+	{name: "snapshot", prepare: []string{"create"}, may: []vm.State{vm.Paused, vm.Running},
+		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
+			_, err := m.Snapshot(ctx, o, id, "")
+			return err
+		}},
+	{name: "fork", prepare: []string{"create"}, may: []vm.State{vm.Paused, vm.Running},
+		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
+			_, err := m.Fork(ctx, o, id, 1, vm.Request{AutoRemove: true})
+			return err
+		}},
+	{name: "rm suspended", prepare: []string{"create", "suspend"}, may: []vm.State{vm.Suspended, ""}, failed: true, run: doRemove},
 	{name: "rm", prepare: []string{"create --stopped"}, may: []vm.State{vm.Stopped, ""}, failed: true, run: doRemove},
 	{name: "rm -f", prepare: []string{"create"}, may: []vm.State{vm.Running, ""}, failed: true, run: doRemove},
 	{name: "rm -f paused", prepare: []string{"create", "pause"}, may: []vm.State{vm.Paused, ""}, failed: true, run: doRemove},
@@ -78,6 +100,16 @@ var verbs = []verb{
 
 func doStart(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
 	_, err := m.Start(ctx, o, id, "", "")
+	return err
+}
+
+func doResume(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
+	_, err := m.Resume(ctx, o, id)
+	return err
+}
+
+func doSuspend(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
+	_, err := m.Suspend(ctx, o, id)
 	return err
 }
 

@@ -68,7 +68,7 @@ func (m *Manager) stopAnd(ctx context.Context, o *op.Operation, v VM, limit time
 // it is not being recovered: an earlier verb came to grief half way, and this one ends it.
 func (m *Manager) stopWithout(ctx context.Context, v VM, why error) (VM, error) {
 	switch {
-	case v.State == Stopped:
+	case v.State == Stopped || v.State == Suspended:
 		return v, nil
 	case v.State.HasMachine():
 		return m.settle(context.WithoutCancel(ctx), v, Stopped, "")

@@ -226,51 +226,61 @@ func (m *Manager) saveInto(ctx context.Context, v VM, stage *template.Stage) (di
 // ListTemplates returns the templates, the last used first, with the names of the VMs whose
 // disks lie on each.
 func (m *Manager) ListTemplates(ctx context.Context) ([]template.Template, map[string][]string, error) {
+	all, users, err := m.savedMachines(ctx)
+	return slices.DeleteFunc(all, func(t template.Template) bool { return t.Snapshot }), users, err
+}
+
+// savedMachines returns templates and snapshots, with whose disks lie on each: names of VMs and,
+// after the word, of snapshots.
+func (m *Manager) savedMachines(ctx context.Context) ([]template.Template, map[string][]string, error) {
 	all, err := m.Templates.List()
 	if err != nil {
 		return nil, nil, err
 	}
 	vms, err := m.Store.List(ctx)
-	return all, templateUsers(vms), err
-}
-
-func templateUsers(vms []VM) map[string][]string {
 	users := map[string][]string{}
 	for _, v := range vms {
 		if v.Template != "" {
 			users[v.Template] = append(users[v.Template], v.Name)
 		}
 	}
-	return users
+	for _, t := range all {
+		for _, on := range all {
+			if on.Name != t.Name && t.Disk.ReadsFrom(on.Dir) {
+				users[on.Name] = append(users[on.Name], "snapshot "+t.Name)
+			}
+		}
+	}
+	return all, users, err
 }
 
 // RemoveTemplate removes the template of that name. errs.Conflict if the disks of VMs lie on it.
 func (m *Manager) RemoveTemplate(ctx context.Context, name string) error {
-	return m.withoutUsers(ctx, func(users map[string][]string) error {
+	return m.withoutUsers(ctx, func(all []template.Template, users map[string][]string) error {
 		names, err := m.Templates.Names()
 		if err != nil {
 			return err
 		}
-		if !slices.Contains(names, name) {
+		if !slices.Contains(names, name) || slices.ContainsFunc(all, func(t template.Template) bool { return t.Snapshot && t.Name == name }) {
 			return errs.New(errs.NotFound, "there is no template %s", name).Try("banger template ls lists those there are")
 		}
 		if by := users[name]; len(by) > 0 {
 			return errs.New(errs.Conflict, "template %s is in use by %s", name, sentenceList(by)).
-				Try("remove %s first: banger rm %s", plural(len(by), "that VM", "those VMs"), by[0])
+				Try("remove what lies on it first: banger rm, banger snapshot rm")
 		}
 		return m.Templates.Remove(name)
 	})
 }
 
-// withoutUsers does something while no VM can come to lie on a template.
-func (m *Manager) withoutUsers(ctx context.Context, do func(users map[string][]string) error) error {
+// withoutUsers does something while no VM can come to lie on a template or a snapshot.
+func (m *Manager) withoutUsers(ctx context.Context, do func(all []template.Template, users map[string][]string) error) error {
 	m.artefacts.Lock()
 	defer m.artefacts.Unlock()
-	vms, err := m.Store.List(ctx)
+	all, users, err := m.savedMachines(ctx)
 	if err != nil {
 		return err
 	}
-	return do(templateUsers(vms))
+	return do(all, users)
 }
 
 // EvictTemplates removes the templates that no VM lies on and that were used longest ago, until
@@ -282,18 +292,17 @@ func (m *Manager) EvictTemplates(ctx context.Context, spare string) error {
 
 // PruneTemplates is EvictTemplates for a budget in bytes; it returns what it removed.
 func (m *Manager) PruneTemplates(ctx context.Context, budget int64, spare string) (gone []template.Template, err error) {
-	err = m.withoutUsers(ctx, func(users map[string][]string) error {
-		names, err := m.Templates.Names() // first: one that is committed by now is not damaged
-		if err != nil {
-			return err
-		}
-		all, err := m.Templates.List()
-		if err != nil {
-			return err
-		}
+	names, err := m.Templates.Names() // first: one that is committed by now is not damaged
+	if err != nil {
+		return nil, err
+	}
+	err = m.withoutUsers(ctx, func(all []template.Template, users map[string][]string) error {
 		var taken int64
 		for _, t := range all {
 			names = slices.DeleteFunc(names, func(n string) bool { return n == t.Name })
+			if t.Snapshot && !t.Retired() {
+				continue
+			}
 			bytes, err := t.Allocated()
 			if err != nil {
 				return err
@@ -335,10 +344,15 @@ func (m *Manager) DropTemplates(ctx context.Context, uses func(base disk.Base, k
 			return ctx.Err()
 		}
 	}
-	return m.withoutUsers(ctx, func(users map[string][]string) error {
-		all, err := m.Templates.List()
-		for _, t := range all {
-			if (uses(t.Disk, t.Kernel) || uses(t.From, t.Kernel)) && len(users[t.Name]) == 0 {
+	return m.withoutUsers(ctx, func(all []template.Template, users map[string][]string) (err error) {
+		of := slices.DeleteFunc(all, func(t template.Template) bool { return !uses(t.Disk, t.Kernel) && !uses(t.From, t.Kernel) })
+		for _, t := range of {
+			if t.Snapshot && !t.Retired() {
+				return errs.New(errs.Conflict, "it is in use by snapshot %s", t.Name).Try("banger snapshot rm %s", t.Name)
+			}
+		}
+		for _, t := range of {
+			if len(users[t.Name]) == 0 {
 				err = errors.Join(err, m.Templates.Remove(t.Name))
 			}
 		}
@@ -354,13 +368,20 @@ func (m *Manager) strayStages() ([]string, error) {
 	}), err
 }
 
-// clearStages removes the stages of an earlier daemon.
+// clearStages removes the stages of an earlier daemon, and has nothing go on from what it kept for
+// copies that it was about to make.
 func (m *Manager) clearStages() error {
 	stages, err := m.strayStages()
 	for _, dir := range stages {
 		err = errors.Join(err, os.RemoveAll(dir))
 	}
-	return err
+	all, listed := m.Templates.List()
+	for _, t := range all {
+		if t.Fleeting {
+			err = errors.Join(err, m.Templates.Retire(t))
+		}
+	}
+	return errors.Join(err, listed)
 }
 
 // newBootID returns a random UUID, as the kernel makes one for each boot.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -45,6 +46,7 @@ type Spec struct {
 	Lease       string             `json:"lease,omitempty"`     // removed when this lease ends
 	Autostart   bool               `json:"autostart,omitempty"` // if it ran, it runs again after a restart of the host
 	Throwaway   bool               `json:"throwaway,omitempty"` // no user's: a template is made of it
+	Snapshot    string             `json:"snapshot,omitempty"`  // what it goes on from in its first life, instead of booting
 }
 
 // AutoBackend asks for the best backend that can.
@@ -77,8 +79,9 @@ type VM struct {
 	Disk    disk.Volume        `json:"disk"`
 	Machine *hypervisor.Record `json:"machine,omitempty"`
 
-	Template string `json:"template,omitempty"` // whose disk the VM's lies on
-	Pristine bool   `json:"pristine,omitempty"` // its guest has never run, so that it can go on from the template
+	Template  string `json:"template,omitempty"`  // or snapshot, whose disk the VM's lies on
+	Pristine  bool   `json:"pristine,omitempty"`  // its guest has never run, so that it can go on from that
+	Suspended string `json:"suspended,omitempty"` // key of its machine, which is kept in its directory
 
 	CreatedAt time.Time     `json:"created_at"`
 	StartedAt time.Time     `json:"started_at,omitzero"`
@@ -200,6 +203,13 @@ type Dirs interface {
 	Save(v VM) error
 	// Remove takes the directory away with all that is in it. Finding none is success.
 	Remove(id string) error
+	// Keep makes two empty files in the directory for the VM's machine to be saved in, in the
+	// place of earlier ones.
+	Keep(id string) (memory, state *os.File, err error)
+	// Kept is what has been saved in them.
+	Kept(id string) hypervisor.Saved
+	// DropKept removes them. Finding none is success.
+	DropKept(id string) error
 	// List returns the names of all that is in the place of the VMs' directories.
 	List() ([]string, error)
 	// Saved returns the VMs that the directories have copies of, and the names of those

@@ -37,7 +37,7 @@ func (b Boot) check() error {
 	return errs.New(errs.Invalid, "a VM can't start %q", string(b)).Try("use cold or warm")
 }
 
-func kindOf(from *template.Template) Boot {
+func kindOf(from *origin) Boot {
 	if from != nil {
 		return Warm
 	}
@@ -199,17 +199,17 @@ func setClock(ctx context.Context, g Guest, adjust time.Duration) error {
 	return nil // as near as this host lets it
 }
 
-// fromTemplate is what went wrong with a guest that was to go on from a template, and may not
+// notFromThere is what went wrong with a guest that was to go on from what was saved, and may not
 // go wrong with one that boots.
-type fromTemplate struct{ error }
+type notFromThere struct{ error }
 
-func (e fromTemplate) Unwrap() error { return e.error }
+func (e notFromThere) Unwrap() error { return e.error }
 
-func warmFailed(from *template.Template, err error) error {
+func warmFailed(from *origin, err error) error {
 	if from == nil {
 		return err
 	}
-	return fromTemplate{err}
+	return notFromThere{err}
 }
 
 // bootOrFallBack boots v's machine: warm if its guest has never run and its template is good,
@@ -218,11 +218,14 @@ func (m *Manager) bootOrFallBack(ctx context.Context, o *op.Operation, v VM, beg
 	if !v.Pristine {
 		return m.boot(ctx, o, v, begin, wait, nil)
 	}
+	if v.Spec.Snapshot != "" {
+		return m.fromSnapshot(ctx, o, v, begin, wait, boot)
+	}
 	if boot != Cold {
 		t, err := m.fromWhich(ctx, v)
 		if err == nil {
-			started, err := m.boot(ctx, o, v, begin, wait, &t)
-			failed, ofTemplate := errors.AsType[fromTemplate](err)
+			started, err := m.boot(ctx, o, v, begin, wait, fromTemplate(t))
+			failed, ofTemplate := errors.AsType[notFromThere](err)
 			_, left := errors.AsType[leftBehind](err)
 			if err == nil || !ofTemplate || left || ctx.Err() != nil {
 				return started, err
@@ -247,7 +250,7 @@ func (m *Manager) bootOrFallBack(ctx context.Context, o *op.Operation, v VM, beg
 // fromWhich returns the template that the disk of v lies on, if v can go on from it now: since v
 // was made, the host may have got another VMM or CPU, or have lost KVM.
 func (m *Manager) fromWhich(ctx context.Context, v VM) (template.Template, error) {
-	if m.TemplateBytes == 0 {
+	if m.TemplateBytes == 0 && v.Spec.Snapshot == "" {
 		return template.Template{}, errors.New("templates are switched off")
 	}
 	t, err := m.Templates.Get(v.Template)
@@ -261,7 +264,9 @@ func (m *Manager) fromWhich(ctx context.Context, v VM) (template.Template, error
 		err = m.Templates.Check(t)
 	}
 	if err != nil {
-		m.distrust(ctx, t, err)
+		if !t.Snapshot {
+			m.distrust(ctx, t, err)
+		}
 		return t, err
 	}
 	k, err := m.Kernels.Kernel(v.Spec.Kernel)

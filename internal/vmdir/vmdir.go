@@ -16,6 +16,7 @@ import (
 
 	"banger/internal/errs"
 	"banger/internal/host"
+	"banger/internal/hypervisor"
 	"banger/internal/vm"
 )
 
@@ -72,6 +73,38 @@ func (d Dirs) Save(v vm.VM) error {
 		err = os.Rename(path+newSuffix, path)
 	}
 	return err
+}
+
+// keptDir has a machine that was saved, with whatever secrets were in its memory.
+const keptDir = "kept"
+
+// Keep implements vm.Dirs.
+func (d Dirs) Keep(id string) (memory, state *os.File, err error) {
+	if err := d.DropKept(id); err != nil {
+		return nil, nil, err
+	}
+	if err := os.Mkdir(filepath.Join(d.Path(id), keptDir), 0o700); err != nil {
+		return nil, nil, err
+	}
+	kept := d.Kept(id)
+	if memory, err = os.OpenFile(kept.Memory, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return nil, nil, err
+	}
+	if state, err = os.OpenFile(kept.State, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return nil, nil, errors.Join(err, memory.Close())
+	}
+	return memory, state, nil
+}
+
+// Kept implements vm.Dirs.
+func (d Dirs) Kept(id string) hypervisor.Saved {
+	dir := filepath.Join(d.Path(id), keptDir)
+	return hypervisor.Saved{Memory: filepath.Join(dir, "memory"), State: filepath.Join(dir, "state")}
+}
+
+// DropKept implements vm.Dirs.
+func (d Dirs) DropKept(id string) error {
+	return os.RemoveAll(filepath.Join(d.Path(id), keptDir))
 }
 
 // Remove implements vm.Dirs.

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,7 +39,9 @@ func (h *Hypervisor) guardMemory(ctx context.Context, spec hypervisor.MachineSpe
 	if err != nil {
 		return spec, nil, err
 	}
-	h.memories.keep(ctx, spec.From.Memory)
+	if !strings.HasPrefix(spec.From.Memory, spec.Dir+"/") { // its own, which is gone on from once
+		h.memories.keep(ctx, spec.From.Memory)
+	}
 	spec.From = &hypervisor.Saved{Memory: memory.Path(), State: spec.From.State}
 	return spec, memory.Close, nil
 }
