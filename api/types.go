@@ -158,6 +158,8 @@ type Image struct {
 	SHA256         string       `json:"sha256" doc:"Of the filesystem's file"`
 	ManifestHash   string       `json:"manifest_hash" doc:"Of the package manifest it was built from"`
 	ManifestPath   string       `json:"manifest_path,omitempty" doc:"Of that manifest's file; empty: banger carries it, or there is none"`
+	Damage         string       `json:"damage,omitempty" doc:"Why it can't be used; then little else is known"`
+	Mend           string       `json:"mend,omitempty" doc:"What to do about that"`
 	Stale          string       `json:"stale" doc:"Why it should be built anew; empty: nothing is known against it"`
 	Rebuild        string       `json:"rebuild,omitempty" doc:"The command that does so"`
 	Phases         []ImagePhase `json:"phases,omitempty" doc:"Of its build"`

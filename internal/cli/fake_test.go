@@ -354,7 +354,10 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 		}
 		return nil
 	}
-	handle("GET /v1/images", func(*http.Request) (any, *api.Error) { return []api.Image{image}, nil })
+	handle("GET /v1/images", func(*http.Request) (any, *api.Error) {
+		broken := api.Image{Name: "broken", Title: "broken", Names: []string{"broken"}, Damage: "the record of image broken is damaged", Mend: "remove it: banger image rm broken"}
+		return []api.Image{image, broken}, nil
+	})
 	handle("GET /v1/images/{name}", func(r *http.Request) (any, *api.Error) {
 		switch r.PathValue("name") {
 		case "never", "absent": // as the creation of a VM will find

@@ -15,7 +15,7 @@ func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "Look after images, the root filesystems of VMs", Example: "  banger image ls"}
 	group(cmd)
 	cmd.AddCommand(
-		listCommand(a, "images", (*api.Client).Images, imageRows),
+		listCommand(a, "images", a.listImages, imageRows),
 		&cobra.Command{
 			Use:     "inspect NAME…",
 			Short:   "Show all there is to know of images, as a JSON array",
@@ -85,19 +85,33 @@ func (a *app) imagePruneCommand() *cobra.Command {
 	return cmd
 }
 
+// listImages lists images, and tells what to do about those that are damaged.
+func (a *app) listImages(client *api.Client, ctx context.Context) ([]api.Image, error) {
+	images, err := client.Images(ctx)
+	for _, i := range images {
+		if i.Damage != "" {
+			a.note("%s", shownLines(i.Damage+"\n  "+i.Mend))
+		}
+	}
+	return images, err
+}
+
 func imageRows(images []api.Image) [][]string {
 	rows := [][]string{{"NAME", "DIGEST", "SYSTEM", "DISK", "SIZE", "BUILT", "STATE", "USED BY"}}
 	for _, i := range images {
 		names := i.Names
-		state := ""
-		if i.Stale != "" {
+		state, built := "", ago(time.Since(i.BuiltAt))
+		switch {
+		case i.Damage != "":
+			state, built = "DAMAGED", ""
+		case i.Stale != "":
 			state = "STALE"
 		}
 		if len(names) == 0 {
 			names = []string{i.Title}
 		}
 		rows = append(rows, []string{strings.Join(names, ","), shortDigest(i.Digest), strings.TrimSpace(i.Distribution + " " + i.Release), bytesText(i.AllocatedBytes),
-			bytesText(i.VirtualBytes), ago(time.Since(i.BuiltAt)), state, strings.Join(i.UsedBy, ",")})
+			bytesText(i.VirtualBytes), built, state, strings.Join(i.UsedBy, ",")})
 	}
 	return rows
 }

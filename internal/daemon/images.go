@@ -44,6 +44,9 @@ func showImage(i image.Image, vms []vm.VM) api.Image {
 		AllocatedBytes: i.AllocatedBytes, SHA256: i.SHA256, ManifestHash: i.ManifestHash, ManifestPath: i.ManifestPath, Source: i.Source, Script: i.Script,
 		Path: i.Path, BuiltAt: i.BuiltAt, UsedBy: []string{},
 	}
+	if i.Damage != nil {
+		out.Damage, out.Mend = i.Damage.Error(), errs.HintOf(i.Damage)
+	}
 	if i.Stale != "" {
 		out.Rebuild = i.RebuildCommand()
 	}
@@ -181,7 +184,7 @@ func (l *library) madeOf(v vm.VM) (image.Image, error) {
 		return image.Image{}, err
 	}
 	for _, i := range all {
-		if uses(i)(v) {
+		if i.Damage == nil && uses(i)(v) {
 			return image.Image{Base: &image.Origin{Name: i.Name, Digest: i.Digest},
 				Distribution: i.Distribution, Release: i.Release, Init: i.Init, Config: i.Config}, nil
 		}

@@ -32,6 +32,12 @@ func (l *library) Verify(ctx context.Context, yield func(api.Verdict) bool) {
 	}
 	var files []checked
 	for _, i := range images {
+		if i.Damage != nil {
+			if !yield(api.Verdict{What: "image " + i.Title(), Problem: i.Damage.Error(), Hint: errs.HintOf(i.Damage)}) {
+				return
+			}
+			continue
+		}
 		files = append(files, checked{"image " + i.Title(), i.Path, i.SHA256})
 	}
 	for _, k := range kernels {

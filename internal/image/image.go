@@ -23,6 +23,7 @@ type Image struct {
 	Names    []string `json:"-"`    // those that mean it now, sorted
 	Digest   string   `json:"-"`    // sha256:… of its manifest.json, which never changes
 	ReadOnly bool     `json:"-"`    // it is part of a runtime bundle
+	Damage   error    `json:"-"` // why it can't be used, or nil; then little else is known
 	Stale    string   `json:"-"`    // why it should be built anew, or ""
 	Dir      string   `json:"-"`    // it has this directory for itself
 	Path     string   `json:"-"`    // of the ext4 filesystem, absolute
@@ -103,8 +104,11 @@ func (i Image) Title() string {
 	if slices.Contains(i.Names, i.Name) {
 		return i.Name
 	}
-	repository, _ := splitTag(i.Name)
-	return repository + "@" + i.Digest[:min(len(i.Digest), len(digestIs)+shortDigest)]
+	digest := i.Digest[:min(len(i.Digest), len(digestIs)+shortDigest)]
+	if repository, _ := splitTag(i.Name); repository != "" {
+		return repository + "@" + digest
+	}
+	return digest
 }
 
 // load reads the image that lies in dir, which has its name.
@@ -120,12 +124,15 @@ func loadUnnamed(dir string) (Image, error) {
 	var i Image
 	record, err := images.Load(dir, &i)
 	if err != nil {
-		return Image{}, err
+		i = Image{Damage: err}
+		if len(record) == 0 { // it is called by something of its own all the same
+			record = []byte(dir)
+		}
 	}
 	sum := sha256.Sum256(record)
 	i.Digest = digestIs + hex.EncodeToString(sum[:])
 	i.Dir, i.Path = dir, filepath.Join(dir, rootfsFile(i.SHA256))
-	return i, nil
+	return i, err
 }
 
 // rootfsFile names a filesystem by its content, so that the overlay of a machine, which

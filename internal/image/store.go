@@ -89,6 +89,15 @@ func (s *Store) generations() string { return filepath.Join(s.dir, generationsDi
 // this store's counts before one of the bundle's. errs.Invalid, errs.NotFound; where a bundle is
 // lacking, the reason why.
 func (s *Store) Get(reference string) (Image, error) {
+	i, err := s.find(reference)
+	if err == nil && i.Damage != nil {
+		return Image{}, i.Damage
+	}
+	return i, err
+}
+
+// find is Get of an image that may be damaged.
+func (s *Store) find(reference string) (Image, error) {
 	ref, err := ParseReference(reference)
 	if err != nil {
 		return Image{}, err
@@ -133,7 +142,7 @@ func (s *Store) named(name string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	return s.flat(dir)
+	return s.flat(dir), nil
 }
 
 func (s *Store) notFound(reference string) error {
@@ -144,7 +153,7 @@ func (s *Store) notFound(reference string) error {
 // the one given.
 func (s *Store) generation(dir string, n names, name string) (Image, error) {
 	i, err := loadUnnamed(filepath.Join(s.generations(), dir))
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) && !exists(filepath.Join(s.generations(), dir)) { // removed meanwhile
 		return Image{}, err
 	}
 	for of, in := range n {
@@ -159,8 +168,18 @@ func (s *Store) generation(dir string, n names, name string) (Image, error) {
 	case len(i.Names) > 0:
 		i.Name = i.Names[0]
 	}
+	if i.Damage != nil {
+		i.Damage = errs.New(errs.Internal, "the record of image %s is damaged", i.Title()).Because(errors.Unwrap(i.Damage)).
+			Try("remove it: banger image rm %s; then make it again", i.Title())
+		return i, nil
+	}
 	i.Stale = s.stale(i)
 	return i, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // flatRoots returns the directories that have images in directories of their names, and
@@ -174,16 +193,16 @@ func (s *Store) flatRoots() (roots []string, noBundle error) {
 }
 
 // flat reads an image in a directory of its name.
-func (s *Store) flat(dir string) (Image, error) {
-	i, err := load(dir)
+func (s *Store) flat(dir string) Image {
+	i, _ := load(dir) // which Damage tells
 	i.ReadOnly = filepath.Dir(dir) != s.dir
-	if err == nil {
+	if i.Damage == nil {
 		i.Stale = s.stale(i)
 	}
-	return i, err
+	return i
 }
 
-// List returns all images, by name. Those that no name means come with none in Names; an
+// List returns all images, by name, damaged ones too. Those that no name means come with none in Names; an
 // image of the bundle whose name means another is one of them.
 func (s *Store) List() ([]Image, error) {
 	n, err := s.names()
@@ -216,10 +235,7 @@ func (s *Store) List() ([]Image, error) {
 			return nil, err
 		}
 		for _, dir := range dirs {
-			i, err := s.flat(dir)
-			if err != nil {
-				return nil, err
-			}
+			i := s.flat(dir)
 			if _, other := n[i.Name]; other || seen[i.Name] {
 				i.Names = nil
 			}
@@ -263,7 +279,7 @@ func (s *Store) Remove(reference string, last func(i Image, remove func() error)
 	if err != nil {
 		return err
 	}
-	i, err := s.Get(reference)
+	i, err := s.find(reference)
 	if err != nil {
 		return err
 	}

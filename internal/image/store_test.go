@@ -242,9 +242,44 @@ func TestStoreWithDamage(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(i.Dir, "manifest.json"), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Get("app"); errs.KindOf(err) != errs.Internal || errs.HintOf(err) == "" {
-		t.Errorf("a damaged record: %v", err)
+	gone := commit(t, s, "gone:1", "y")
+	commit(t, s, "gone:1", "z") // so that no name means the one before
+	if err := os.Remove(filepath.Join(gone.Dir, "manifest.json")); err != nil {
+		t.Fatal(err)
 	}
+	if _, err := s.Get("app"); errs.KindOf(err) != errs.Internal || errs.HintOf(err) != "remove it: banger image rm app; then make it again" {
+		t.Errorf("a damaged record: %v (%s)", err, errs.HintOf(err))
+	}
+	// The others are listed, and those too.
+	all, err := s.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := map[string]Image{}
+	for _, i := range all {
+		if i.Damage != nil {
+			damaged[i.Title()] = i
+		}
+	}
+	if len(damaged) != 2 || damaged["app"].Damage == nil || len(all) != 5 {
+		t.Errorf("damaged are %v of %d", damaged, len(all))
+	}
+	delete(damaged, "app")
+	for title, i := range damaged {
+		if !strings.HasPrefix(title, "sha256:") || !strings.Contains(errs.HintOf(i.Damage), "banger image rm "+title) {
+			t.Errorf("that without a name is %s: %s", title, errs.HintOf(i.Damage))
+		}
+		if err := s.Remove(title, freely); err != nil {
+			t.Errorf("remove it: %v", err)
+		}
+	}
+	if err := s.Remove("app", freely); err != nil {
+		t.Errorf("remove the one with a name: %v", err)
+	}
+	if got := titles(t, s); strings.Contains(got, "app") || !strings.Contains(got, "gone:1") {
+		t.Errorf("then there are %s", got)
+	}
+	commit(t, s, "app", "x")
 	if err := os.WriteFile(filepath.Join(s.dir, namesFile), []byte("[]"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"banger/internal/errs"
 )
@@ -100,7 +101,7 @@ func (e entry) serve(release string) []Source {
 	}
 	var out []Source
 	keyring := ""
-	if path.IsAbs(e.signedBy) && !strings.ContainsAny(e.signedBy, " \t[]\"'\\\n;,") {
+	if path.IsAbs(e.signedBy) && !strings.ContainsAny(e.signedBy, "[]\"'\\;,") && !strings.ContainsFunc(e.signedBy, isBlank) {
 		keyring = e.signedBy
 	}
 	for _, uri := range e.uris {
@@ -115,6 +116,9 @@ func (e entry) serve(release string) []Source {
 	}
 	return out
 }
+
+// isBlank tells what no word of a line can have.
+func isBlank(r rune) bool { return r <= ' ' || unicode.IsSpace(r) || unicode.IsControl(r) }
 
 // isDebian tells Debian's archive from others that use its suite names: it is signed by
 // Debian's keyring or, where the entry names none, at a path called after Debian, as

@@ -202,7 +202,7 @@ func (s Shelf) Load(dir string, v any) ([]byte, error) {
 		err = json.Unmarshal(b, v)
 	}
 	if err != nil {
-		return nil, errs.New(errs.Internal, "the record of %s %s is damaged", s.Kind, filepath.Base(dir)).Because(err).
+		return b, errs.New(errs.Internal, "the record of %s %s is damaged", s.Kind, filepath.Base(dir)).Because(err).
 			Try("remove %s and make it again", dir)
 	}
 	return b, nil
