@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -144,11 +145,29 @@ func TestCustomize(t *testing.T) {
 	}
 	b.ok("rm", "-f", name)
 
-	if r := b.run("echo by hand > /etc/mark\nexit 0\n", "image", "customize", "tiny", "hand", "--interactive"); r.code != 0 {
+	// What was done by hand is kept, also where no image can be made of it.
+	generations := filepath.Join(b.state, "images", ".generations")
+	if err := errors.Join(os.Rename(generations, generations+".away"), os.WriteFile(generations, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	r = b.run("echo by hand > /etc/mark\nexit 0\n", "image", "customize", "tiny", "hand", "--interactive")
+	name = strings.TrimSpace(b.ok("ls", "-aq"))
+	if r.code != 1 || name == "" || !strings.Contains(r.err, "banger commit --stop "+b.inspect(name).Name+" hand") {
+		t.Errorf("interactive, and no image: exit code %d, VM %q\n%s", r.code, name, r.err)
+	}
+	if err := errors.Join(os.Remove(generations), os.Rename(generations+".away", generations)); err != nil {
+		t.Fatal(err)
+	}
+	b.ok("commit", "--stop", name, "hand")
+	b.ok("rm", name)
+	if r := b.run("exit 0\n", "image", "customize", "hand", "hand3", "--interactive"); r.code != 0 || r.out != "hand3\n" {
 		t.Errorf("interactive: %d\n%s", r.code, r.err)
 	}
-	if out := b.ok("run", "--rm", "--image", "hand", "--", "cat", "/etc/mark"); out != "by hand\n" {
+	if out := b.ok("run", "--rm", "--image", "hand3", "--", "cat", "/etc/mark"); out != "by hand\n" {
 		t.Errorf("made by hand is %q", out)
+	}
+	if out := b.ok("ls", "-aq"); out != "" {
+		t.Errorf("VMs left: %q", out)
 	}
 	if r := b.run("exit 1\n", "image", "customize", "tiny", "hand2", "--interactive"); r.code != 1 {
 		t.Errorf("interactive and given up: %d\n%s", r.code, r.err)

@@ -31,7 +31,7 @@ nothing changed the image stays as it is. VMs of an image that is built anew kee
 			if err != nil {
 				return err
 			}
-			p := a.progress("")
+			p := a.bars()
 			err = client.BuildImage(cmd.Context(), req, p.event)
 			if err == nil && warm {
 				err = client.BuildTemplate(cmd.Context(), api.CreateVM{Image: req.Name}, p.event)

@@ -41,7 +41,7 @@ machine-id, host keys, leases, logs and shell history.`,
 
 // commit makes an image of a VM and prints its name.
 func (a *app) commit(ctx context.Context, client *api.Client, ref string, req api.CommitVM) error {
-	p := a.progress("")
+	p := a.bars()
 	err := client.CommitVM(ctx, ref, req, p.event)
 	p.close()
 	if err == nil {
@@ -67,7 +67,7 @@ func (a *app) customizeCommand() *cobra.Command {
 		Long: `Start a VM on the image BASE, run a script in it as root or give a shell, and keep its disk as
 the image NAME. A script that begins with #! is run by what it names, others by /bin/sh; what it says
 goes to standard error. When it fails, or the shell ends with another status than 0, no image is made.
-BASE is never changed.`,
+What was done by hand is not lost: if no image can be made of it, the VM stays. BASE is never changed.`,
 		Example: "  banger image customize debian web --script setup.sh\n  banger image customize debian web --interactive",
 		Args:    args(2, 2, "an image and a name for the new one"),
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -93,7 +93,7 @@ BASE is never changed.`,
 }
 
 // customize makes a VM, changes it, keeps its disk and removes it. Whatever ends this process
-// ends the VM, unless it is to be kept.
+// ends the VM, unless it is to be kept or has what a person did by hand.
 func (a *app) customize(ctx context.Context, client *api.Client, c customize) (err error) {
 	var script []byte
 	if !c.interactive {
@@ -107,7 +107,7 @@ func (a *app) customize(ctx context.Context, client *api.Client, c customize) (e
 	if _, err := client.Image(ctx, c.commit.Name); hasCode(err, errs.Invalid) {
 		return err
 	}
-	if !c.keep {
+	if !c.keep && !c.interactive {
 		id, lease, err := client.Lease(context.WithoutCancel(ctx))
 		if err != nil {
 			return err
@@ -129,7 +129,7 @@ func (a *app) customize(ctx context.Context, client *api.Client, c customize) (e
 		err = a.runScript(ctx, client, vm, script)
 	}
 	if err == nil {
-		if err = a.keepDisk(ctx, client, vm, c.commit); err != nil && c.keep && ctx.Err() == nil {
+		if err = a.keepDisk(ctx, client, vm, c.commit); err != nil && (c.interactive || c.keep && ctx.Err() == nil) {
 			return errs.New(errs.Conflict, "VM %s is left", shown(vm.Name)).Because(err).
 				Try("keep its disk: banger commit --stop %s %s; then: banger rm -f %s", vm.Name, c.commit.Name, vm.Name)
 		}

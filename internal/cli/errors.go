@@ -44,13 +44,16 @@ func (a *app) report(err error) {
 }
 
 func hintOf(err error) string {
+	if hint := errs.HintOf(err); hint != "" { // who knows what was wanted knows better than the daemon
+		return hint
+	}
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		return e.Hint
 	}
 	if errors.Is(err, api.ErrGone) {
 		return "try again; its log, `banger daemon logs`, may say why"
 	}
-	return errs.HintOf(err)
+	return ""
 }
 
 // notFound tells whether the daemon knows no such thing.

@@ -54,7 +54,7 @@ one it is made of the file's.`,
 			if err != nil {
 				return err
 			}
-			p := a.progress("")
+			p := a.bars()
 			if stdin {
 				err = client.ImportImageFrom(cmd.Context(), req, from, p.event)
 			} else {

@@ -33,7 +33,7 @@ skopeo need not do so again. A pull that was interrupted goes on where it broke 
 			if err != nil {
 				return err
 			}
-			p := a.progress("")
+			p := a.bars()
 			err = client.PullImage(cmd.Context(), req, p.event)
 			p.close()
 			return err
