@@ -23,7 +23,7 @@ type Image struct {
 	Names    []string `json:"-"`    // those that mean it now, sorted
 	Digest   string   `json:"-"`    // sha256:… of its manifest.json, which never changes
 	ReadOnly bool     `json:"-"`    // it is part of a runtime bundle
-	Damage   error    `json:"-"` // why it can't be used, or nil; then little else is known
+	Damage   error    `json:"-"`    // why it can't be used, or nil; then little else is known
 	Stale    string   `json:"-"`    // why it should be built anew, or ""
 	Dir      string   `json:"-"`    // it has this directory for itself
 	Path     string   `json:"-"`    // of the ext4 filesystem, absolute
