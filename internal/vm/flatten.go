@@ -23,6 +23,9 @@ func (m *Manager) Flatten(ctx context.Context, o *op.Operation, id, path string,
 			return v, err
 		}
 	}
+	if v.State == Suspended {
+		return v, errs.New(errs.Conflict, "VM %s is suspended: its disk is not at rest", v.Name).Try("resume it and stop it: banger resume %s && banger stop %s", v.Name, v.Name)
+	}
 	if v.State != Stopped && v.State != Failed {
 		return v, errs.New(errs.Conflict, "VM %s is %s", v.Name, v.State).Try("stop it first: banger stop %s", v.Name)
 	}
