@@ -23,11 +23,12 @@ type byHand struct {
 	program, dir string
 	args         []string
 	base         disk.Base
+	overlay      string   // a fresh disk to copy, instead of one made on base
 	tap          *os.File // nil without a network
 }
 
-// machineByHand takes the command line from a VM that runs.
-func (b *bench) machineByHand() (*byHand, error) {
+// machineByHand takes the command line from a VM that runs, made with these flags too.
+func (b *bench) machineByHand(flags ...string) (*byHand, error) {
 	m := &byHand{dir: filepath.Join(b.scratch, "by-hand")}
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, err
@@ -52,7 +53,7 @@ func (b *bench) machineByHand() (*byHand, error) {
 		line := strings.ReplaceAll(strings.TrimSuffix(string(raw), "\x00"), vm.Directory, m.dir)
 		m.args = strings.Split(line, "\x00")[1:]
 		return nil
-	}, "--backend", "qemu", "--net", "none")
+	}, append([]string{"--backend", "qemu", "--net", "none"}, flags...)...)
 	return m, err
 }
 
@@ -68,10 +69,22 @@ func (m *byHand) withTAP(tap *os.File, mac string) *byHand {
 // handSockets are the machine's, as descriptors from 3 on.
 var handSockets = []string{"monitor", "console", "channel"}
 
+func (m *byHand) makeDisk() error {
+	if m.overlay == "" {
+		_, err := (qcow2.Driver{}).Clone(context.Background(), m.base, disk.Spec{Home: disk.Home{Dir: m.dir}})
+		return err
+	}
+	fresh, err := os.ReadFile(m.overlay)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(m.dir, filepath.Base(m.overlay)), fresh, 0o600)
+}
+
 // run starts the machine with a fresh disk, calls do with its process and its channel's
 // socket, and ends it.
 func (m *byHand) run(do func(c *exec.Cmd, channel string) error) error {
-	if _, err := (qcow2.Driver{}).Clone(context.Background(), m.base, disk.Spec{Home: disk.Home{Dir: m.dir}}); err != nil {
+	if err := m.makeDisk(); err != nil {
 		return err
 	}
 	var files []*os.File
