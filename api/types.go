@@ -37,6 +37,7 @@ type VM struct {
 	Start       *Start     `json:"start,omitempty" doc:"The last start; absent before the first"`
 	PID         int        `json:"pid,omitempty" doc:"Process id of the VMM while it runs"`
 	AutoRemove  bool       `json:"auto_remove" doc:"Removed as soon as it stops"`
+	Pooled      bool       `json:"pooled,omitempty" doc:"No user's yet: kept ready for who asks for one like it"`
 	Autostart   bool       `json:"autostart" doc:"Started again after a restart of the host, if it ran"`
 	CreatedAt   time.Time  `json:"created_at"`
 	StartedAt   *time.Time `json:"started_at,omitempty"`

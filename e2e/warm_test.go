@@ -234,3 +234,50 @@ func TestATemplateInTheMakingIsInNobodysWay(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 }
+
+// A VM that is kept ready is there for who asks for one like it, and is somebody's then.
+func TestAVMThatIsKeptReady(t *testing.T) {
+	b := warm(t)
+	b.ok("template", "build", "tiny")
+	b.ok("daemon", "stop")
+	b.env = append(b.env, "BANGER_POOL=tiny=1")
+	b.ok("daemon", "start")
+	var ready api.VM
+	isReady := func() bool {
+		var all []api.VM
+		if err := json.Unmarshal([]byte(b.ok("ls", "--json")), &all); err != nil {
+			t.Fatal(err)
+		}
+		if len(all) == 1 && all[0].Pooled && all[0].State == "paused" {
+			ready = all[0]
+		}
+		return ready.ID != ""
+	}
+	eventually(t, "a VM is kept ready", isReady)
+	if list := b.ok("ls", "-q"); list != "" {
+		t.Errorf("ls shows %q", list)
+	}
+	b.census()
+	b.refused(1, []string{"kept ready"}, "resume", ready.Name)
+	b.vm("--name", "mine", "-e", "WHOSE=mine")
+	mine := b.inspect("mine")
+	if mine.ID != ready.ID || mine.Pooled || mine.State != "running" || mine.Start.Kind != "warm" {
+		t.Errorf("it is not the one that was ready: %+v", mine)
+	}
+	b.identity("mine")
+	if off := b.skew("mine"); off > 50*time.Millisecond {
+		t.Errorf("its clock is %v off", off)
+	}
+	if got := b.ok("exec", "mine", "--", "sh", "-c", "echo $WHOSE $(hostname)"); got != "mine mine\n" {
+		t.Errorf("it says %q", got)
+	}
+	ready = api.VM{}
+	b.ok("rm", "-f", "mine")
+	eventually(t, "another is kept ready", isReady)
+	b.killDaemon()
+	b.env = append(b.env, "BANGER_POOL=")
+	b.census()
+	if left := b.processes("qemu"); left != nil {
+		t.Errorf("left behind a daemon that was killed: %q", left)
+	}
+}

@@ -22,6 +22,7 @@ type bench struct {
 	state   string
 	scratch string
 	budget  string // of templates; empty: none are made while something else is measured
+	pool    string // which VMs are kept ready
 	client  *api.Client
 }
 
@@ -47,7 +48,7 @@ func (b *bench) close() error {
 
 func (b *bench) env() []string {
 	return append(os.Environ(), "BANGER_STATE_DIR="+b.state, "BANGER_HOSTS_FILE="+filepath.Join(b.scratch, "hosts"),
-		"BANGER_TEMPLATE_BUDGET="+cmp.Or(b.budget, "0"))
+		"BANGER_TEMPLATE_BUDGET="+cmp.Or(b.budget, "0"), "BANGER_POOL="+b.pool)
 }
 
 // banger runs the built command and returns its output.

@@ -73,7 +73,7 @@ func (a *app) lsCommand() *cobra.Command {
 			return a.table(vmRows(listed, time.Now()))
 		},
 	}
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "stopped ones too")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "stopped ones too, and those that are kept ready")
 	sel.filterFlag(cmd)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "all VMs, as a JSON array")

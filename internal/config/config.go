@@ -29,6 +29,9 @@ type Config struct {
 
 	TemplateBytes int64 // what templates may take of the disk; 0: VMs never start warm
 
+	Pool      map[string]int // how many VMs of an image are kept ready, by its name
+	PoolBytes int64          // what they may take of memory together
+
 	Owner *Owner // whom root's daemon serves beside root, or nil
 	// Mirrors are hosts that have what a registry has, and are asked first; by that one's host.
 	Mirrors map[string][]string
@@ -194,6 +197,8 @@ func (c *Config) byDefault(key string, getenv func(string) string, euid int) ([]
 		return []string{"debian"}, nil
 	case "template_budget":
 		return []string{"10G"}, nil // room for some eighty templates of Debian
+	case "pool_memory":
+		return []string{"1G"}, nil
 	case "dns_publish":
 		return []string{"auto"}, nil
 	case "dns_listen":

@@ -6,6 +6,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -68,6 +69,10 @@ var Keys = []Key{
 		Doc: "The subnet of the bridge. Without one a free one is looked for."},
 	{Name: "template_budget", Example: `"10G"`, Daemon: true, set: setTemplateBudget,
 		Doc: "How much of the disk the templates may take that VMs start warm from. With \"0\" none are made or used."},
+	{Name: "pool", Example: `["debian=1"]`, list: true, Daemon: true, set: setPool,
+		Doc: "How many VMs of which images are kept started and paused, for run and create to take at once where nothing is asked of the machine."},
+	{Name: "pool_memory", Example: `"1G"`, Daemon: true, set: setPoolMemory,
+		Doc: "How much memory the guests of such VMs may have together."},
 	{Name: "dns_publish", Example: `"auto"`, Daemon: true, set: setPublish,
 		Doc: "How the names of VMs are made known to the host's programs: auto, resolved, hosts, exec or none."},
 	{Name: "dns_exec", Example: `["/usr/local/bin/publish-name"]`, list: true, Daemon: true, set: setExec,
@@ -124,6 +129,29 @@ func setTemplateBudget(c *Config, v []string) (err error) {
 	c.TemplateBytes, err = units.RAMInBytes(v[0])
 	if err != nil || c.TemplateBytes < 0 {
 		return hinted{fmt.Errorf("%q is no size", v[0]), `write it as "10G" or "512M"; "0" does without templates`}
+	}
+	return nil
+}
+
+func setPool(c *Config, v []string) error {
+	c.Pool = map[string]int{}
+	for _, pair := range v {
+		image, count, _ := strings.Cut(pair, "=")
+		n, err := strconv.Atoi(count)
+		if image == "" || err != nil || n < 1 || n > maxPool {
+			return hinted{fmt.Errorf("%q is no image with a number of VMs", pair), fmt.Sprintf(`write it as "debian=1"; there may be %d of an image`, maxPool)}
+		}
+		c.Pool[image] = n
+	}
+	return nil
+}
+
+const maxPool = 100
+
+func setPoolMemory(c *Config, v []string) (err error) {
+	c.PoolBytes, err = units.RAMInBytes(v[0])
+	if err != nil || c.PoolBytes < 0 {
+		return hinted{fmt.Errorf("%q is no size", v[0]), `write it as "1G" or "512M"`}
 	}
 	return nil
 }

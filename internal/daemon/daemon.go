@@ -113,6 +113,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		Dirs: dirs, Store: d.store, Disks: newDisks(), Hypervisor: d.vmm,
 		Network: d.network, Subnet: subnet,
 		Templates: &template.Shelf{Root: filepath.Join(state, "templates")}, TemplateBytes: opts.Config.TemplateBytes, TemplateWanted: d.makeTemplate,
+		Pool: vm.PoolSize{Images: opts.Config.Pool, Bytes: opts.Config.PoolBytes}, PoolWanted: d.fillPool,
 		Images: d.library, Kernels: d.library, Connect: connect, Reconnect: reconnect,
 		Jails:        jail.Check() == nil,
 		Host:         vm.Host{CPUs: host.CPUs(), MemoryBytes: memory, BootID: boot},
@@ -135,6 +136,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		opts.Log.Error("recover", "err", err) // the VMs concerned say so themselves
 	}
 	d.watchNetwork()
+	d.fillPool()
 	if err := d.names.derive(ctx); err != nil { // recovery may have brought a network up
 		return nil, err
 	}
@@ -224,6 +226,30 @@ func (d *Daemon) makeTemplate(spec vm.Spec) {
 	})
 }
 
+// poolRest is how long after a VM of the pool was taken another is made: what the first is to do
+// comes first.
+const poolRest = 2 * time.Second
+
+// fillPool makes the VMs that the pool lacks behind the back of who has taken one. That may go
+// wrong: the next one has it tried again.
+func (d *Daemon) fillPool() {
+	if len(d.opts.Config.Pool) == 0 {
+		return
+	}
+	d.ops.Start("pool", func(ctx context.Context, o *op.Operation) error {
+		select {
+		case <-time.After(poolRest):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		err := d.vms.FillPool(ctx, o)
+		if err != nil && ctx.Err() == nil {
+			d.opts.Log.Warn("keep VMs ready", "err", err)
+		}
+		return err
+	})
+}
+
 // Notes tells what whoever started this daemon should know, a sentence each.
 func (d *Daemon) Notes() []string { return d.notes }
 
@@ -294,6 +320,9 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	defer done()
 	if derr := d.ops.Drain(drain); derr != nil {
 		d.opts.Log.Warn("operations did not end in time; the next daemon will recover them")
+	}
+	if err := d.vms.EndPool(drain); err != nil {
+		d.opts.Log.Warn("VMs of the pool are left; the next daemon will remove them", "err", err)
 	}
 	cancel() // of streams and followers
 	return errors.Join(err, srv.Shutdown(drain))

@@ -38,6 +38,9 @@ func (a *Agent) shed() error {
 // becomeAnother takes from a clone what else it shares with the machine that it goes on from.
 // What it can't be rid of it works with: the log tells.
 func (a *Agent) becomeAnother(c proto.Clone) {
+	if c.BootID == "" {
+		return
+	}
 	if err := a.System.SetBootID(c.BootID); err != nil {
 		a.Log.Printf("set the boot id: %v", err)
 	}

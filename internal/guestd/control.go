@@ -52,6 +52,8 @@ func (a *Agent) call(h proto.Header, opened time.Time) (any, error) {
 		return nil, a.System.Thaw(a.Root)
 	case proto.MethodShed:
 		return nil, a.shed()
+	case proto.MethodRehearse:
+		return nil, a.rehearse()
 	case proto.MethodShutdown:
 		var sd proto.Shutdown
 		if err := decode(h, &sd); err != nil {

@@ -22,7 +22,7 @@ type ByRef struct {
 func (s *Server) vmRoutes(a huma.API) {
 	huma.Register(a, route("GET", "/v1/vms", "list-vms", "List VMs"),
 		func(ctx context.Context, in *struct {
-			Up bool `query:"up" doc:"Leave out those that are stopped"`
+			Up bool `query:"up" doc:"Leave out those that are stopped, or kept ready for others"`
 		}) (*reply[[]api.VM], error) {
 			vms, err := s.VMs.List(ctx)
 			if err != nil {
@@ -30,7 +30,7 @@ func (s *Server) vmRoutes(a huma.API) {
 			}
 			out := make([]api.VM, 0, len(vms))
 			for _, v := range vms {
-				if !in.Up || v.State != vm.Stopped {
+				if !in.Up || v.State != vm.Stopped && !v.Spec.Pooled {
 					out = append(out, s.show(v))
 				}
 			}
@@ -161,7 +161,7 @@ func (s *Server) show(v vm.VM) api.VM {
 		Backend: string(cmp.Or(v.Spec.Backend, hypervisor.QEMU)), Accel: v.Spec.Accel, Nested: v.Spec.Nested, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
 		Disk:       s.showDisk(v),
 		Network:    s.showNetwork(v),
-		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Autostart: v.Spec.Autostart,
+		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Pooled: v.Spec.Pooled, Autostart: v.Spec.Autostart,
 		CreatedAt: v.CreatedAt, StartedAt: instant(v.StartedAt), StoppedAt: instant(v.StoppedAt),
 		Error: v.Reason, Directory: s.VMs.Directory(v),
 	}

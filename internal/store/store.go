@@ -207,6 +207,17 @@ func (s *Store) Create(ctx context.Context, v vm.VM, pending ...vm.Kind) error {
 	return s.insert(ctx, v, "create", owns)
 }
 
+// notStored says why the row of a VM could not be written.
+func notStored(v vm.VM, err error) error {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
+		if strings.Contains(e.Error(), "vms.address") {
+			return vm.ErrAddressTaken
+		}
+		return errs.New(errs.Conflict, "there is a VM %s already", v.Name).Try("choose another name, or: banger rm %s", v.Name)
+	}
+	return fmt.Errorf("store VM %s: %w", v.Name, err)
+}
+
 func (s *Store) insert(ctx context.Context, v vm.VM, cause string, owns []vm.Change) error {
 	doc, err := json.Marshal(v)
 	if err != nil {
@@ -215,14 +226,8 @@ func (s *Store) insert(ctx context.Context, v vm.VM, cause string, owns []vm.Cha
 	// The reserve is for removing VMs, not for more of them.
 	return s.try(ctx, durable, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO vms (id, name, state, doc) VALUES (?, ?, ?, ?)", v.ID, v.Name, v.State, string(doc))
-		if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
-			if strings.Contains(e.Error(), "vms.address") {
-				return vm.ErrAddressTaken
-			}
-			return errs.New(errs.Conflict, "there is a VM %s already", v.Name).Try("choose another name, or: banger rm %s", v.Name)
-		}
 		if err != nil {
-			return fmt.Errorf("store VM %s: %w", v.Name, err)
+			return notStored(v, err)
 		}
 		for _, c := range owns {
 			if err := change(ctx, tx, v.ID, c); err != nil {
@@ -313,7 +318,7 @@ func (s *Store) update(ctx context.Context, commit commit, id, cause string, edi
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, "UPDATE vms SET name = ?, state = ?, doc = ? WHERE id = ?", v.Name, v.State, string(doc), id); err != nil {
-			return fmt.Errorf("store VM %s: %w", v.Name, err)
+			return notStored(v, err)
 		}
 		for _, c := range resources {
 			if err := change(ctx, tx, id, c); err != nil {

@@ -45,6 +45,7 @@ type Request struct {
 	Wait        Wait
 	Snapshot    string // to go on from; what the machine is, is that one's
 	throwaway   bool
+	pooled      bool
 }
 
 const (
@@ -62,6 +63,9 @@ func (m *Manager) Create(ctx context.Context, o *op.Operation, req Request) (VM,
 	spec, err := m.fill(req)
 	if err != nil {
 		return VM{}, err
+	}
+	if v, ok := m.claim(ctx, o, req, spec, begin); ok {
+		return v, nil
 	}
 	newID, err := m.newID()
 	if err != nil {
@@ -225,7 +229,7 @@ func (m *Manager) fill(req Request) (Spec, error) {
 		return m.fillFromSnapshot(req)
 	}
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
-		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Unjailed: req.Unjailed, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease, Throwaway: req.throwaway}
+		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Unjailed: req.Unjailed, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease, Throwaway: req.throwaway, Pooled: req.pooled}
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
 			return s, err

@@ -58,6 +58,8 @@ type world struct {
 	net      *fakeNet
 	vmm      string // which program machines are run by
 	budget   int64  // of templates
+	pool     vm.PoolSize
+	refills  int // how often a refill of it was asked for
 	wanted   []vm.Spec
 }
 
@@ -118,6 +120,7 @@ func (w *world) open() (*vm.Manager, func(), error) {
 		Dirs: vmdir.Dirs{Root: w.vms()}, Store: s, Disks: failingDisks{disk.Set{Drivers: []disk.Driver{qcow2.Driver{}, diskcopy.New()}, Order: []string{"qcow2", "copy"}}, w}, Hypervisor: w, Images: w, Kernels: w, Network: w.net,
 		Connect: w.connect, Reconnect: w.connect, Host: vm.Host{CPUs: 2, MemoryBytes: 8 << 30, BootID: w.bootID}, DefaultImage: "tiny", DefaultKernel: "debian",
 		Templates: &template.Shelf{Root: w.templates()}, TemplateBytes: w.budget,
+		Pool: w.pool, PoolWanted: func() { w.set(func() { w.refills++ }) },
 		TemplateWanted: func(s vm.Spec) { w.set(func() { w.wanted = append(w.wanted, s) }) },
 		Objects:        w.objects, Autostart: func(id string) { w.set(func() { w.again = append(w.again, id) }) },
 		Log: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: w.level})),

@@ -36,9 +36,11 @@ type Config struct {
 	Templates      Templates
 	TemplateBytes  int64           // what templates may take of the disk; 0: none are made or used
 	TemplateWanted func(spec Spec) // called when one would have been used, had there been one
-	Subnet         netip.Prefix    // of the bridge where no VM has an address yet; zero: any that is free
-	Connect        Connect         // to a machine that is just starting
-	Reconnect      Connect         // to one whose guest has answered before
+	Pool           PoolSize
+	PoolWanted     func()       // called when a VM of the pool was taken
+	Subnet         netip.Prefix // of the bridge where no VM has an address yet; zero: any that is free
+	Connect        Connect      // to a machine that is just starting
+	Reconnect      Connect      // to one whose guest has answered before
 	Host           Host
 	Jails          bool                          // machines are confined, but for those that are not to be
 	Objects        func() ([]host.Object, error) // what exists on the host in the VMs' directories
@@ -64,6 +66,7 @@ type Manager struct {
 	addresses sync.Mutex // held while a VM takes an address on the bridge
 
 	making templatesMaking
+	pool   pool
 
 	mu       sync.Mutex
 	running  map[string]*running // by VM id

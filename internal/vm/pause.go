@@ -44,6 +44,9 @@ func (m *Manager) Resume(ctx context.Context, o *op.Operation, id string) (VM, e
 		return VM{}, err
 	}
 	defer unlock()
+	if v.Spec.Pooled {
+		return v, errs.New(errs.Conflict, "VM %s is kept ready for who asks for one like it", v.Name).Try("banger run takes it")
+	}
 	if v.State == Suspended {
 		return m.wake(ctx, o, v, begin, "")
 	}

@@ -167,7 +167,7 @@ func (m *Manager) fillFromSnapshot(req Request) (Spec, error) {
 		}
 	}
 	s.Env = slices.Concat(s.Env, req.Env)
-	s.AutoRemove, s.Autostart, s.Lease, s.Throwaway, s.Snapshot = req.AutoRemove, req.Autostart, req.Lease, false, t.Name
+	s.AutoRemove, s.Autostart, s.Lease, s.Throwaway, s.Pooled, s.Snapshot = req.AutoRemove, req.Autostart, req.Lease, false, false, t.Name
 	req.Net = string(s.Net)
 	return s, m.fillNet(req, &s)
 }

@@ -134,9 +134,10 @@ func starting(v VM) []Change {
 type origin struct {
 	saved *hypervisor.Saved
 	of    *template.Template // another machine, whose identity the guest has; nil: its own
+	ready bool               // nothing is loaded: it was kept ready, and is somebody's from now on
 }
 
-func fromTemplate(t template.Template) *origin { return &origin{t.Saved(), &t} }
+func fromTemplate(t template.Template) *origin { return &origin{saved: t.Saved(), of: &t} }
 
 // boot launches v's machine and brings it to running: from its beginning, or from an origin.
 // The rows of [starting] are there. If it fails nothing of the machine is left but its logs.
@@ -355,6 +356,9 @@ func (m *Manager) configure(ctx context.Context, v VM, g Guest, from *origin) er
 		for i := range c.Links {
 			c.Links[i].OldMAC = from.of.MAC
 		}
+	}
+	if from != nil && from.ready { // its ids are nobody else's, and known to it by now
+		c.Clone = &proto.Clone{Shed: true}
 	}
 	var guest proto.Configured
 	begin := time.Now()

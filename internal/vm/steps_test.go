@@ -23,6 +23,7 @@ type verb struct {
 	may     []vm.State // where the VM can be when the verb was cut short, last where it leads; "" is: it is not there
 	failed  bool       // it may also have failed, if a guest that ran could not be reached
 	warm    bool       // there are templates
+	pool    bool       // a VM is kept ready
 }
 
 var verbs = []verb{
@@ -50,6 +51,13 @@ var verbs = []verb{
 	{name: "create --stopped warm", prepare: []string{"make template"}, may: []vm.State{"", vm.Stopped}, warm: true,
 		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, _ string) error {
 			_, err := m.Create(ctx, o, vm.Request{Name: "web"})
+			return err
+		}},
+	{name: "fill the pool", may: []vm.State{""}, pool: true,
+		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, _ string) error { return m.FillPool(ctx, o) }},
+	{name: "create from the pool", prepare: []string{"fill the pool"}, may: []vm.State{"", vm.Running}, failed: true, pool: true,
+		run: func(ctx context.Context, m *vm.Manager, o *op.Operation, _ string) error {
+			_, err := m.Create(ctx, o, vm.Request{Name: "web", Start: true})
 			return err
 		}},
 	{name: "start warm", prepare: []string{"create --stopped warm"}, may: []vm.State{vm.Stopped, vm.Running}, failed: true, warm: true, run: doStart},
@@ -244,9 +252,7 @@ func TestEveryStepFailsAndEveryStepIsCut(t *testing.T) {
 			t.Run(v.name+" "+string(does), func(t *testing.T) {
 				t.Parallel()
 				inWorld(t, func(t *testing.T, w *world) {
-					if v.warm {
-						w.budget = 1 << 30
-					}
+					v.furnish(w)
 					steps := v.trials(t, w, does)
 					if least := 4; steps < least {
 						t.Errorf("%s has %d steps only", v.name, steps)
@@ -255,6 +261,16 @@ func TestEveryStepFailsAndEveryStepIsCut(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// furnish gives a world what the verb takes.
+func (v verb) furnish(w *world) {
+	if v.warm {
+		w.budget = 1 << 30
+	}
+	if v.pool {
+		w.pool = vm.PoolSize{Images: map[string]int{"tiny": 1}, Bytes: 1 << 30}
 	}
 }
 
@@ -290,13 +306,11 @@ func (v verb) trials(t *testing.T, w *world, does trouble) (steps int) {
 
 // Recovery is cut too, at each of its own steps, after a verb was cut at each of its.
 func TestRecoveryIsCut(t *testing.T) {
-	for _, name := range []string{"create", "make template", "create --rm", "start again", "stop", "pause", "rm -f"} {
+	for _, name := range []string{"create", "make template", "fill the pool", "create --rm", "start again", "stop", "pause", "rm -f"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			inWorld(t, func(t *testing.T, w *world) {
-				if verbNamed(name).warm {
-					w.budget = 1 << 30
-				}
+				verbNamed(name).furnish(w)
 				trials := verbNamed(name).recoveries(t, w)
 				t.Logf("%d pairs of steps", trials)
 			})

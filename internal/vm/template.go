@@ -331,8 +331,11 @@ func (m *Manager) PruneTemplates(ctx context.Context, budget int64, spare string
 }
 
 // DropTemplates ends the making of templates of an image or a kernel that is to be removed, and
-// removes those that are there and that no VM lies on.
+// removes those that are there and that no VM lies on; VMs of the pool go too.
 func (m *Manager) DropTemplates(ctx context.Context, uses func(base disk.Base, kernel string) bool) error {
+	if err := m.dropFromPool(ctx, uses); err != nil {
+		return err
+	}
 	ending := m.making.that(func(x *making) bool { return uses(x.base, x.kernel) })
 	for _, x := range ending { // all at once, or one that waits would begin
 		x.cancel()

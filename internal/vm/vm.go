@@ -47,6 +47,7 @@ type Spec struct {
 	Autostart   bool               `json:"autostart,omitempty"` // if it ran, it runs again after a restart of the host
 	Throwaway   bool               `json:"throwaway,omitempty"` // no user's: a template is made of it
 	Snapshot    string             `json:"snapshot,omitempty"`  // what it goes on from in its first life, instead of booting
+	Pooled      bool               `json:"pooled,omitempty"`    // no user's yet: it is kept ready
 }
 
 // AutoBackend asks for the best backend that can.

@@ -184,6 +184,7 @@ const (
 	MethodTrim      = "trim"      // nothing → Trim: the root filesystem tells its disk what it does not need
 	MethodFree      = "free"      // FreeFrom → Free: a part of what the root filesystem does not need
 	MethodShed      = "shed"      // nothing → nothing: what clones may not share is given up, and all is on the disk
+	MethodRehearse  = "rehearse"  // nothing → nothing: what a command takes has been done once
 	MethodReach     = "reach"     // Reach → nothing, once the address has answered
 )
 
@@ -211,8 +212,8 @@ type Configure struct {
 
 // Clone is what is new in a clone and nowhere else.
 type Clone struct {
-	BootID string `json:"boot_id"`        // a UUID
-	Shed   bool   `json:"shed,omitempty"` // what it goes on from has given up the rest before it was saved
+	BootID string `json:"boot_id,omitempty"` // a UUID; empty: it has one of its own
+	Shed   bool   `json:"shed,omitempty"`    // what it goes on from has given up the rest before it was saved
 }
 
 // Configured tells the clock at the end of a configure, and how long ago that was asked for: the
