@@ -35,6 +35,8 @@ type fake struct {
 	journal  []string // what was asked, for tests to read
 	sessions map[string]*fakeSession
 	requests []api.CreateVM
+
+	snapshots []api.Snapshot
 }
 
 type fakeOp struct {
@@ -140,6 +142,7 @@ func (f *fake) routes() http.Handler {
 	f.runtime(mux, handle)
 	f.system(handle)
 	f.network(handle)
+	f.snapshotRoutes(handle)
 	mux.HandleFunc("GET /v1/events", f.transitions)
 	mux.HandleFunc("GET /v1/system/verify", f.verify)
 	return mux

@@ -28,7 +28,7 @@ func (s *selection) filterFlag(cmd *cobra.Command) {
 func (s *selection) used() bool { return s.all || len(s.filters) > 0 }
 
 // states are those that a VM can be in.
-var states = []api.State{api.StateCreating, api.StateRunning, api.StatePaused, api.StateStopping, api.StateStopped, api.StateFailed, api.StateDeleting}
+var states = []api.State{api.StateCreating, api.StateRunning, api.StatePaused, api.StateStopping, api.StateStopped, api.StateFailed, api.StateDeleting, api.StateSuspended}
 
 // match returns a test of whether a VM is selected; bad usage if a filter makes no sense.
 func (s *selection) match() (func(api.VM) bool, error) {
