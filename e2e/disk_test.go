@@ -92,14 +92,16 @@ func (b *banger) trims(name string) {
 }
 
 // use is a VM's line of the ledger.
-func (b *banger) use(name string) (found api.DiskUse) {
+func (b *banger) use(name string) api.DiskUse { return b.useOf("vm", name) }
+
+func (b *banger) useOf(kind, name string) (found api.DiskUse) {
 	b.t.Helper()
 	var all []api.DiskUse
 	if err := json.Unmarshal([]byte(b.ok("disk", "usage", "--json")), &all); err != nil {
 		b.t.Fatal(err)
 	}
 	for _, u := range all {
-		if u.Kind == "vm" && u.Name == name {
+		if u.Kind == kind && u.Name == name {
 			found = u
 		}
 	}

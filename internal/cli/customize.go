@@ -156,7 +156,11 @@ func (a *app) readScript(path string) ([]byte, error) {
 	if path == "-" {
 		return io.ReadAll(a.Stdin)
 	}
-	return os.ReadFile(path)
+	script, err := os.ReadFile(path)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "can't read the script").Because(err)
+	}
+	return script, nil
 }
 
 // guestScript is where a script lies in the guest while it runs: in memory, so that the

@@ -50,8 +50,19 @@ buildah and skopeo read (oci-archive:FILE). FILE appears whole or not at all.`,
 	return cmd
 }
 
-// writeWhole makes a file, which appears when all of it is written.
+// writeWhole makes a file, which appears when all of it is written, or writes to what is none.
 func writeWhole(path string, write func(io.Writer) error) error {
+	switch info, err := os.Stat(path); {
+	case err != nil || info.Mode().IsRegular():
+	case info.IsDir():
+		return errs.New(errs.Invalid, "%s is a directory", path).Try("name a file in it")
+	default: // a pipe or a device stays what it is
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return errs.New(errs.Invalid, "can't write %s", path).Because(err)
+		}
+		return errors.Join(write(f), f.Close())
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {
 		return errs.New(errs.Invalid, "can't write %s", path).Because(err)

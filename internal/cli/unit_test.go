@@ -6,11 +6,14 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 
 	"banger/api"
 )
@@ -345,5 +348,30 @@ func TestSelections(t *testing.T) {
 		if got != tc.want {
 			t.Errorf("%q selects %q, want %q", tc.filters, got, tc.want)
 		}
+	}
+}
+
+// What is no file stays what it is.
+func TestWriteToAPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan string)
+	go func() {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Error(err)
+		}
+		read <- string(b)
+	}()
+	if err := writeWhole(path, func(w io.Writer) error { _, err := io.WriteString(w, "archive"); return err }); err != nil {
+		t.Error(err)
+	}
+	if got := <-read; got != "archive" {
+		t.Errorf("got %q", got)
+	}
+	if info, err := os.Lstat(path); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+		t.Errorf("it has become %v, %v", info, err)
 	}
 }

@@ -3,13 +3,17 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
 
+	"github.com/docker/go-units"
+
 	"banger/api"
 	"banger/internal/errs"
 	"banger/internal/image"
+	"banger/internal/image/ext4"
 	"banger/internal/image/oci"
 	"banger/internal/image/registry"
 	"banger/internal/op"
@@ -27,14 +31,14 @@ func (l *library) ImportImage(ctx context.Context, o *op.Operation, req api.Impo
 	case body != nil:
 		in.Source = "standard input"
 		in.Open = func(_ context.Context, scratch string) (*oci.Source, error) {
-			return oci.OpenStream(body, "what was given", scratch, choice)
+			return chosen(choice)(oci.OpenStream(body, "what was given", scratch, choice))
 		}
 	case !filepath.IsAbs(req.Path):
 		return errs.New(errs.Invalid, "%q is not an absolute path", req.Path)
 	default:
 		in.Source = req.Path
 		in.Open = func(_ context.Context, scratch string) (*oci.Source, error) {
-			return oci.Open(req.Path, scratch, choice)
+			return chosen(choice)(oci.Open(req.Path, scratch, choice))
 		}
 	}
 	l.making.RLock()
@@ -43,12 +47,26 @@ func (l *library) ImportImage(ctx context.Context, o *op.Operation, req api.Impo
 	return err
 }
 
+// chosen refuses a choice where there is none.
+func chosen(c oci.Choice) func(*oci.Source, error) (*oci.Source, error) {
+	return func(s *oci.Source, err error) (*oci.Source, error) {
+		if err != nil || c == (oci.Choice{}) || s.Kind != oci.Tar && s.Kind != oci.Ext4 {
+			return s, err
+		}
+		err = errs.New(errs.Invalid, "it is no container image: there is no --ref or --platform to choose")
+		return nil, errors.Join(err, s.Close())
+	}
+}
+
 func imageBytes(asked *int64) (int64, error) {
 	if asked == nil {
 		return 0, nil
 	}
 	if *asked <= 0 {
 		return 0, errs.New(errs.Invalid, "an image can't have %d bytes", *asked)
+	}
+	if *asked > ext4.MaxBytes {
+		return 0, errs.New(errs.Invalid, "an image has at most %s", units.BytesSize(ext4.MaxBytes))
 	}
 	return *asked, nil
 }

@@ -365,6 +365,11 @@ func Sweep(ctx context.Context, root string) error {
 // RemoveLeftover removes one of [Store.Leftovers], or of a shelf's.
 func RemoveLeftover(ctx context.Context, path string) error { return removeTree(ctx, path) }
 
+// isFull tells whether a disk of the host's is full, in the kernel's words or a program's.
+func isFull(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), "No space left on device")
+}
+
 // explain makes an error of the build one for a person.
 func (b *builder) explain(ctx context.Context, err error) error {
 	if _, ok := errors.AsType[*errs.Error](err); ok || ctx.Err() != nil {
@@ -372,7 +377,7 @@ func (b *builder) explain(ctx context.Context, err error) error {
 	}
 	kind, hint := errs.Internal, ""
 	switch text := err.Error(); {
-	case errors.Is(err, unix.ENOSPC) || strings.Contains(text, "No space left on device"):
+	case isFull(err):
 		kind, hint = errs.Unavailable, "make room in "+filepath.Dir(b.dir)
 	case errors.Is(err, ext4.ErrFull):
 		kind, hint = errs.Invalid, "give the manifest a larger size than "+units.BytesSize(float64(b.m.Bytes))

@@ -201,7 +201,7 @@ func (in Import) explain(ctx context.Context, d *Draft, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return err
-	case errors.Is(err, unix.ENOSPC):
+	case isFull(err):
 		kind, hint = errs.Unavailable, "make room in "+filepath.Dir(d.Dir)
 	case errors.Is(err, ext4.ErrFull) && in.Bytes > 0:
 		kind, hint = errs.Invalid, "give it a larger --size than "+units.BytesSize(float64(in.Bytes))

@@ -136,26 +136,6 @@ func (f failing) Read([]byte) (int, error) {
 	return 0, errors.New("torn")
 }
 
-// An import that is cancelled at any of its stages leaves nothing.
-func TestCancelledImport(t *testing.T) {
-	for _, stage := range []string{"unpacking", "checksum"} {
-		t.Run(stage, func(t *testing.T) {
-			s, _ := importStore(t)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			_, err := s.Import(ctx, Import{Name: "a", Open: fromStream(bytes.NewReader(debianTar(t, 8<<20)))}, func(now string, _, _ int64) {
-				if now == stage {
-					cancel()
-				}
-			})
-			if !errors.Is(err, context.Canceled) {
-				t.Errorf("error is %v", err)
-			}
-			noLeftovers(t, s)
-		})
-	}
-}
-
 // What an image is exported as is what it was, also where the filesystem was made by mkfs.
 func TestExportOfAnImage(t *testing.T) {
 	s, _ := importStore(t)

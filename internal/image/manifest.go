@@ -119,7 +119,7 @@ type manifestFile struct {
 func BuiltIn(name string) (Manifest, error) {
 	b, err := manifests.ReadFile("manifests/" + name + ".toml")
 	if err != nil {
-		return Manifest{}, errs.New(errs.NotFound, "banger has no manifest of an image %q", name)
+		return Manifest{}, errs.New(errs.NotFound, "banger has no manifest of an image %q", name).Try("give one with -f FILE")
 	}
 	return ParseManifest(b)
 }

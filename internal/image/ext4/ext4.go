@@ -22,11 +22,14 @@ const (
 	inodeBytes = 256
 	// growBlocks is how far a root filesystem may grow while mounted without moving
 	// anything: 1 TiB. It costs half a MiB in each copy of the group descriptors.
-	growBlocks = 1 << 40 / blockBytes
+	growBlocks = MaxBytes / blockBytes
 	// madeAt is the time in the superblock, seconds since 1970: a fixed one, so that equal
 	// trees give equal superblocks.
 	madeAt = "1700000000"
 )
+
+// MaxBytes is the size of the largest root filesystem.
+const MaxBytes = 1 << 40
 
 // MakeReadOnly makes a filesystem at path that is as small as fits the tree dir and is
 // never written to: no journal, nothing reserved. All files in it belong to root if dir's

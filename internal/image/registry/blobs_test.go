@@ -1,12 +1,15 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
 )
@@ -107,5 +110,34 @@ func TestForget(t *testing.T) {
 	}
 	if got, _, err := pulled(t, p, w.host()+"/app:1", nil); err != nil || got != whole {
 		t.Errorf("pulled again: %q, %v", got, err)
+	}
+}
+
+// A pull whose cache is on a disk that is full says so at once, and goes on where it was once there
+// is room.
+func TestFullCache(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: only root can mount a small filesystem")
+	}
+	w, p := newWorld(t), newPuller(t)
+	if err := unix.Mount("tmpfs", p.Cache, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("SKIP: this host lets nobody mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(p.Cache, unix.MNT_DETACH) })
+	w.fault(nil)
+	if got, _, err := pulled(t, p, w.host()+"/app:1", nil); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if n := w.count(w.large.Hex); n != 1 {
+		t.Errorf("the layer was asked for %d times", n)
+	}
+	if err := unix.Mount("tmpfs", p.Cache, "tmpfs", unix.MS_REMOUNT, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := pulled(t, p, w.host()+"/app:1", nil); err != nil || got != whole {
+		t.Errorf("with more room: %q, %v", got, err)
+	}
+	if w.count(w.large.Hex+"bytes=") != 1 {
+		t.Errorf("it began anew: %q", w.asked)
 	}
 }
