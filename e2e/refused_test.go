@@ -191,10 +191,15 @@ func TestSockets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chown(socket, 12345, 12345); err != nil {
+		// Where only root could have put it, it would be that of root's daemon for its owner.
+		dir := filepath.Dir(socket)
+		if err := errors.Join(os.Chown(socket, 12345, 12345), os.Chmod(dir, 0o777)); err != nil {
 			t.Fatal(err)
 		}
 		b.refused(1, []string{"belongs to user 12345"}, "ls")
+		if err := os.Chmod(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
 		foreign.Close()
 	}
 }
