@@ -40,12 +40,12 @@ deps: ## install the Debian packages that this machine lacks
 build: ## build the three programs into build/bin
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -ldflags '-s -w' -o $(AGENT) ./cmd/banger-guest
-	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION) -X main.checkout=$(CURDIR)' -o $(BIN)/bangerd ./cmd/bangerd
+	$(GO) build -trimpath -ldflags '$(STAMP) -X main.checkout=$(CURDIR)' -o $(BIN)/bangerd ./cmd/bangerd
 	$(GO) build -trimpath -ldflags '$(STAMP)' -o $(BIN)/banger ./cmd/banger
 
 build-faults: ## build the programs that can be told to fail or die at any step, for tests
 	@mkdir -p $(BIN)-faults
-	$(GO) build -trimpath -tags faults -ldflags '-X main.version=$(VERSION) -X main.checkout=$(CURDIR)' -o $(BIN)-faults/ ./cmd/bangerd ./cmd/banger
+	$(GO) build -trimpath -tags faults -ldflags '$(STAMP) -X main.checkout=$(CURDIR)' -o $(BIN)-faults/ ./cmd/bangerd ./cmd/banger
 
 runtime: deps build ## build what the runtime bundle in ./runtime lacks
 	@$(SCRATCH) $(BIN)/banger runtime build; status=$$?; $(SCRATCH) $(BIN)/banger daemon stop; exit $$status
@@ -80,9 +80,11 @@ uninstall: stage ## remove exactly what install puts there, and the runtime bund
 	rm -rf "$(DESTDIR)$(PREFIX)/lib/banger" "$(DESTDIR)$(PREFIX)/lib/banger.previous" "$(DESTDIR)$(PREFIX)/lib/banger.next" "$(DESTDIR)$(PREFIX)/lib/banger."*.part
 	@rmdir "$(DESTDIR)$(PREFIX)/share/doc/banger" 2>/dev/null || true
 
+DEB      := build
+
 deb: ## make build/banger_VERSION_ARCH.deb
 	$(MAKE) stage PREFIX=/usr
-	packaging/deb/make.sh '$(VERSION)' '$(DATE)'
+	packaging/deb/make.sh '$(VERSION)' '$(DATE)' '$(DEB)'
 
 docs: ## make the pages of docs that are made of the commands, the settings and the API
 	$(GO) run ./packaging/docs pages docs

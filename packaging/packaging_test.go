@@ -84,7 +84,11 @@ func TestMakeInstall(t *testing.T) {
 		err = json.Unmarshal(out, &v)
 	}
 	if err != nil || v.Version == "" || len(v.Commit) != 40 || !strings.HasSuffix(v.Date, "Z") {
-		t.Errorf("it says %s: %v", out, err)
+		t.Fatalf("it says %s: %v", out, err)
+	}
+	told, err := exec.Command(filepath.Join(dest, "opt/b/bin/bangerd"), "-version").Output()
+	if want := "bangerd " + v.Version + " (" + v.Commit[:12] + ", " + v.Date + ")\n"; err != nil || string(told) != want {
+		t.Errorf("the daemon says %q: %v; want %q", told, err, want)
 	}
 	for _, program := range []string{"banger", "bangerd"} {
 		b, err := os.ReadFile(filepath.Join(dest, "opt/b/bin", program))

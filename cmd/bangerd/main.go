@@ -23,6 +23,8 @@ import (
 // Set by the linker.
 var (
 	version  = "dev"
+	commit   = "" // of the source
+	date     = "" // of that commit
 	checkout = "" // root of the checkout that this was built in
 )
 
@@ -36,7 +38,11 @@ func main() {
 	showVersion := flag.Bool("version", false, "show the version")
 	flag.Parse()
 	if *showVersion {
-		fmt.Println("bangerd", version)
+		fmt.Print("bangerd ", version)
+		if commit != "" {
+			fmt.Printf(" (%s, %s)", commit[:min(12, len(commit))], date) // as banger version does
+		}
+		fmt.Println()
 		return
 	}
 	ready := io.WriteCloser(os.Stderr)
