@@ -124,7 +124,11 @@ func (a *app) startService(ctx context.Context) error {
 	if err := hostCommand(ctx, "systemctl", "stop", "bangerd.service", "bangerd.socket"); err != nil {
 		return err
 	}
-	return hostCommand(ctx, "systemctl", "enable", "--now", "bangerd.socket")
+	// At boot the daemon itself starts, for VMs that are to run then; else its first client starts it.
+	if err := hostCommand(ctx, "systemctl", "enable", "bangerd.service", "bangerd.socket"); err != nil {
+		return err
+	}
+	return hostCommand(ctx, "systemctl", "start", "bangerd.socket")
 }
 
 func (a *app) systemUninstallCommand() *cobra.Command {
