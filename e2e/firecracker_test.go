@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -129,6 +130,46 @@ func testFirecrackerConfined(t *testing.T, b *banger) {
 		if left, err := os.ReadDir(filepath.Join(v.Directory, "run")); err != nil || len(left) != 3 {
 			t.Errorf("its sockets are %v, %v", left, err)
 		}
+	}
+}
+
+// VMs of Firecracker's start warm too: each with a disk, a network and an identity of its own.
+func TestFirecrackerWarm(t *testing.T) {
+	needFirecracker(t)
+	bridged(t)
+	b := warm(t)
+	b.ok("template", "build", "tiny")
+	b.vm("--name", "a", "--warm")
+	b.vm("--name", "b", "--warm")
+	one, other := b.identity("a"), b.identity("b")
+	for what, x := range one {
+		if x == other[what] {
+			t.Errorf("two clones have one %s: %s", what, x)
+		}
+	}
+	for _, name := range []string{"a", "b"} {
+		v := b.inspect(name)
+		if v.Backend != "firecracker" || v.Start.Kind != "warm" || v.Disk.Driver != "dm" || v.Confinement == nil || v.Confinement.UID != jail.ID(v.ID) {
+			t.Errorf("%s: %+v, %+v", name, v, v.Confinement)
+		}
+		if off := b.skew(name); off > 50*time.Millisecond {
+			t.Errorf("the clock of %s is off by %v", name, off)
+		}
+	}
+	b.server("a", "80")
+	if got := b.hears("b", "a.vm", "80", "20"); got != "I am a" {
+		t.Errorf("by its name a says %q to b", got)
+	}
+	b.ok("exec", "a", "--", "sh", "-c", "echo of a >/root/file && sync")
+	if r := b.run("", "exec", "b", "--", "ls", "/root/file"); r.code == 0 {
+		t.Error("what one VM writes the other reads")
+	}
+	b.killDaemon()
+	b.ok("pause", "a")
+	b.ok("resume", "a")
+	b.ok("restart", "a") // which boots
+	if v := b.inspect("a"); v.Start.Kind != "cold" || b.ok("exec", "a", "--", "cat", "/root/file") != "of a\n" {
+		t.Errorf("after a restart: %+v", v)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"github.com/mdlayher/vsock"
 
 	"banger/internal/guest/proto"
+	"banger/internal/guestd/knock"
 )
 
 // virtioVsock is the kind of a virtio device that is a vsock.
@@ -18,25 +19,19 @@ func (a *Agent) serveVsock() error {
 		return fmt.Errorf("listen on the vsock: %w", err)
 	}
 	defer l.Close()
-	go knock()
+	var k knock.Knocker
+	k.Knock()
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return err
 		}
+		k.Knock() // the daemon that heard the last one may have gone
 		if from, ok := conn.RemoteAddr().(*vsock.Addr); !ok || from.ContextID != vsock.Host {
 			conn.Close() // a program of the guest's own
 			continue
 		}
 		// The end of a session is the host's going: nothing to report.
 		go func() { _ = a.ServeConn(conn) }()
-	}
-}
-
-// knock tells the host that connections are taken. Where nobody hears it, the next daemon
-// tries by itself.
-func knock() {
-	if conn, err := vsock.Dial(vsock.Host, proto.VsockPort, nil); err == nil {
-		conn.Close()
 	}
 }

@@ -107,10 +107,13 @@ func unwrapURL(err error) error {
 // close hangs up.
 func (c *apiClient) close() { c.http.CloseIdleConnections() }
 
+// running is the state of a machine that is not paused.
+const running = "Running"
+
 // instance is what GET / tells.
 type instance struct {
 	ID      string `json:"id"`
-	State   string `json:"state"` // "Not started", "Running" or "Paused"
+	State   string `json:"state"` // "Not started", "Paused" or running
 	Version string `json:"vmm_version"`
 }
 

@@ -28,6 +28,7 @@ func TestConformance(t *testing.T) {
 	hypervisortest.Suite{
 		New:       func() hypervisor.Hypervisor { return named(DefaultBinary) },
 		Accel:     hypervisor.KVM,
+		Saves:     true,
 		Jails:     true,
 		Kernel:    kernel,
 		Initramfs: hypervisortest.Initramfs(t, modules),

@@ -30,8 +30,6 @@ func check(spec hypervisor.MachineSpec) error {
 		return invalid("Firecracker runs machines with KVM only, not with %q", spec.Accel).Try("use --backend qemu")
 	case spec.Nested:
 		return invalid("a machine of Firecracker's can't run machines itself").Try("use --backend qemu")
-	case spec.From != nil:
-		return errNotSaved()
 	case spec.CPUs > MaxCPUs:
 		return invalid("a machine of Firecracker's has 1 to %d CPUs, not %d", MaxCPUs, spec.CPUs).Try("use --backend qemu for more")
 	case len(spec.Disks)+len(spec.NICs) > maxDevices:
@@ -58,6 +56,9 @@ func check(spec hypervisor.MachineSpec) error {
 		if n.Mode != hypervisor.NICTAP || n.TAPName == "" {
 			return invalid("Firecracker's network devices are TAPs, and %s is none", n.MAC).Try("use --net bridge or none, or --backend qemu")
 		}
+	}
+	if spec.From != nil {
+		return checkSaved(spec)
 	}
 	return nil
 }

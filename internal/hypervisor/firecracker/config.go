@@ -68,6 +68,24 @@ type (
 	vmState struct {
 		State string `json:"state"`
 	}
+	snapshot struct {
+		Type   string `json:"snapshot_type"`
+		State  string `json:"snapshot_path"`
+		Memory string `json:"mem_file_path"`
+	}
+	snapshotLoad struct {
+		State    string            `json:"snapshot_path"`
+		Memory   memoryBackend     `json:"mem_backend"`
+		Networks []networkOverride `json:"network_overrides,omitempty"`
+	}
+	memoryBackend struct {
+		Type string `json:"backend_type"`
+		Path string `json:"backend_path"`
+	}
+	networkOverride struct {
+		ID  string `json:"iface_id"`
+		TAP string `json:"host_dev_name"`
+	}
 )
 
 // guestCID is the guest's address on its vsock. Each machine has a vsock of its own, so all
@@ -86,11 +104,11 @@ func configuration(spec hypervisor.MachineSpec, has features) []call {
 	for i, d := range spec.Disks {
 		// Flushes of the guest reach the host's disk; left alone, Firecracker drops them.
 		// The root is not told: the kernel's arguments are the caller's.
-		id := fmt.Sprintf("disk%d", i)
-		calls = append(calls, put("/drives/"+id, drive{ID: id, Path: d.Path, ReadOnly: d.ReadOnly, Cache: "Writeback"}))
+		id := diskID(i)
+		calls = append(calls, put("/drives/"+id, drive{ID: id, Path: diskLink(i), ReadOnly: d.ReadOnly, Cache: "Writeback"}))
 	}
 	for i, n := range spec.NICs {
-		id := fmt.Sprintf("net%d", i)
+		id := nicID(i)
 		calls = append(calls, put("/network-interfaces/"+id, networkInterface{ID: id, TAP: n.TAPName, MAC: n.MAC}))
 	}
 	calls = append(calls,
@@ -104,6 +122,13 @@ func configuration(spec hypervisor.MachineSpec, has features) []call {
 	}
 	return calls
 }
+
+func diskID(i int) string { return fmt.Sprintf("disk%d", i) }
+func nicID(i int) string  { return fmt.Sprintf("net%d", i) }
+
+// diskLink is the name of a disk in the machine's directory: the same for all that go on from one
+// that was saved, each of which has other disks.
+func diskLink(i int) string { return socketDir + "/" + diskID(i) }
 
 // noVirtualization hides from the guest that the CPU has any: VMX, bit 5 of ECX in leaf 1, and
 // SVM, bit 2 of ECX in leaf 0x80000001. The one that the CPU's maker does not have is zero anyway.

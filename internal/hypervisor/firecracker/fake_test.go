@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -117,8 +118,19 @@ func (s script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(a.Status)
 		io.WriteString(w, a.Body)
 	case what == "GET /":
-		json.NewEncoder(w).Encode(map[string]string{"id": s.ID, "state": "Not started", "vmm_version": s.Version, "app_name": "Firecracker"})
-	case what == "PUT /vsock":
+		json.NewEncoder(w).Encode(map[string]string{"id": s.ID, "state": running, "vmm_version": s.Version, "app_name": "Firecracker"})
+	case what == "PUT /snapshot/create":
+		var to snapshot
+		err := json.Unmarshal(body, &to)
+		if err == nil {
+			err = errors.Join(os.WriteFile(to.State, []byte("state"), 0o600), os.WriteFile(to.Memory, append(make([]byte, 1<<20), "memory"...), 0o600))
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	case what == "PUT /vsock" || what == "PUT /snapshot/load":
 		l, err := net.Listen("unix", vsockSocket)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)

@@ -50,7 +50,7 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 
 	u.Push("sockets of machine "+spec.VMID, func(context.Context) error { return clear(spec.Dir) })
 	// What an earlier machine has left: Firecracker takes no other socket's place.
-	if err := errors.Join(clear(spec.Dir), forgetLog(spec.Dir), os.Mkdir(filepath.Join(spec.Dir, socketDir), 0o700)); err != nil {
+	if err := errors.Join(clear(spec.Dir), forgetLog(spec.Dir), makeNames(spec)); err != nil {
 		return nil, err
 	}
 	pipes, err := makePipes(spec.Dir)
@@ -100,7 +100,8 @@ func (h *Hypervisor) start(spec hypervisor.MachineSpec, p pipes) (*host.Child, e
 // machineName is what a machine answers when its API is asked for its id.
 func machineName(vmID string) string { return "banger-" + vmID }
 
-// configure describes the machine to a Firecracker that has just been started, and starts it.
+// configure describes the machine to a Firecracker that has just been started, and starts it, or
+// has it go on from one that was saved.
 func (m *machine) configure(ctx context.Context, spec hypervisor.MachineSpec, child *host.Child) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -117,7 +118,14 @@ func (m *machine) configure(ctx context.Context, spec hypervisor.MachineSpec, ch
 	if err := m.greet(ctx); err != nil {
 		return err
 	}
-	for _, c := range configuration(spec, m.has) {
+	calls := configuration(spec, m.has)
+	if spec.From != nil {
+		if !m.has.saves {
+			return errNotSaved()
+		}
+		calls = []call{loading(spec)}
+	}
+	for _, c := range calls {
 		if err := m.api.do(ctx, c, nil); err != nil {
 			return err
 		}
@@ -125,7 +133,24 @@ func (m *machine) configure(ctx context.Context, spec hypervisor.MachineSpec, ch
 	if err := seal(spec.Dir); err != nil {
 		return err
 	}
+	if spec.From != nil {
+		return nil
+	}
 	return m.api.do(ctx, put("/actions", action{"InstanceStart"}), nil)
+}
+
+// makeNames makes what the machine knows by names in its directory, but for its pipes: the place
+// for its sockets, and there links to its disks.
+func makeNames(spec hypervisor.MachineSpec) error {
+	if err := os.Mkdir(filepath.Join(spec.Dir, socketDir), 0o700); err != nil {
+		return err
+	}
+	for i, d := range spec.Disks {
+		if err := os.Symlink(d.Path, filepath.Join(spec.Dir, diskLink(i))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // greet asks Firecracker who it is.
@@ -196,13 +221,6 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	u.Disarm()
 	m.Adopted(handle, m.bury)
 	return m, nil
-}
-
-// Kin implements [hypervisor.Hypervisor].
-func (h *Hypervisor) Kin(hypervisor.MachineSpec) (string, error) { return "", errNotSaved() }
-
-func errNotSaved() error {
-	return errs.New(errs.Unavailable, "banger does not save machines of Firecracker's").Try("use --backend qemu for VMs that are to be saved")
 }
 
 // clear takes away what is left of a machine that is gone beside its logs.

@@ -36,8 +36,8 @@ func TestLaunchTellsAll(t *testing.T) {
 PUT /machine-config {"vcpu_count":2,"mem_size_mib":256}
 PUT /cpu-config {"cpuid_modifiers":[{"leaf":"0x1","subleaf":"0x0","flags":0,"modifiers":[{"register":"ecx","bitmap":"0bxxxxxxxxxxxxxxxxxxxxxxxxxx0xxxxx"}]},{"leaf":"0x80000001","subleaf":"0x0","flags":0,"modifiers":[{"register":"ecx","bitmap":"0bxxxxxxxxxxxxxxxxxxxxxxxxxxxxx0xx"}]}]}
 PUT /boot-source {"kernel_image_path":"DIR/a \"kernel\"","initrd_path":"DIR/initramfs","boot_args":"console=ttyS0 8250.nr_uarts=1 quiet panic=-1 reboot=k i8042.noaux i8042.nomux i8042.dumbkbd pci=off banger.poweroff=restart cryptomgr.notests banger.root=/dev/vda"}
-PUT /drives/disk0 {"drive_id":"disk0","path_on_host":"DIR/root","is_read_only":false,"is_root_device":false,"cache_type":"Writeback"}
-PUT /drives/disk1 {"drive_id":"disk1","path_on_host":"DIR/modules","is_read_only":true,"is_root_device":false,"cache_type":"Writeback"}
+PUT /drives/disk0 {"drive_id":"disk0","path_on_host":"run/disk0","is_read_only":false,"is_root_device":false,"cache_type":"Writeback"}
+PUT /drives/disk1 {"drive_id":"disk1","path_on_host":"run/disk1","is_read_only":true,"is_root_device":false,"cache_type":"Writeback"}
 PUT /network-interfaces/net0 {"iface_id":"net0","host_dev_name":"bgr0123456789ab","guest_mac":"02:00:00:00:00:01"}
 PUT /vsock {"guest_cid":3,"uds_path":"run/vsock.sock"}
 PUT /entropy {}
@@ -52,11 +52,11 @@ PUT /actions {"action_type":"InstanceStart"}
 // Each version is asked for what it has and no more: Firecracker refuses fields it does not know.
 func TestFeaturesByVersion(t *testing.T) {
 	for v, want := range map[string]features{
-		"1.7.0": {pauseHolds: true}, "1.13.2": {pauseHolds: true},
-		"1.14.0": {pageReporting: true, pauseHolds: true}, "1.15.1": {pageReporting: true, pauseHolds: true},
+		"1.7.0": {pauseHolds: true}, "1.12.0": {pauseHolds: true, saves: true}, "1.13.2": {pauseHolds: true, saves: true},
+		"1.14.0": {pageReporting: true, pauseHolds: true, saves: true}, "1.15.1": {pageReporting: true, pauseHolds: true, saves: true},
 		"1.16.1": {pageReporting: true, serialLimit: true},
-		"1.17.0": {pageReporting: true, serialLimit: true, pauseHolds: true},
-		"1.18.0": {pageReporting: true, serialLimit: true, pauseHolds: true},
+		"1.17.0": {pageReporting: true, serialLimit: true, pauseHolds: true, saves: true},
+		"1.18.0": {pageReporting: true, serialLimit: true, pauseHolds: true, saves: true},
 	} {
 		parsed, err := parseVersion(v)
 		if err != nil {
@@ -257,7 +257,7 @@ func checkJail(t *testing.T, record hypervisor.Record, spec hypervisor.MachineSp
 		t.Fatal(err)
 	}
 	if s.UID != id || s.GID != id || s.Capabilities != 0 || !s.NoNewPrivs || !s.Has("mnt") || s.Has("net") == (len(spec.NICs) > 0) ||
-		s.Limits.FileBytes != leastFile || s.Limits.OpenFiles != openFiles || s.Limits.Processes != spec.CPUs+helpers {
+		s.Limits.FileBytes != spec.MemoryBytes || s.Limits.OpenFiles != openFiles || s.Limits.Processes != spec.CPUs+helpers {
 		t.Errorf("%+v", s)
 	}
 	if info, err := os.Stat(spec.Disks[0].Path); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(id) {

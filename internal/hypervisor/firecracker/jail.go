@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"banger/internal/errs"
 	"banger/internal/hypervisor"
 	"banger/internal/jail"
 )
@@ -23,10 +24,6 @@ const (
 	helpers = 32
 
 	openFiles = 1024 // a few for each device and CPU, and one for each connection to the guest
-
-	// leastFile is the length that a file may have at least; of those that Firecracker writes to
-	// only disks are files.
-	leastFile = 1 << 20
 )
 
 // jailOf is what the process of a machine is confined to. It begins in the machine's directory, of
@@ -39,12 +36,15 @@ func jailOf(spec hypervisor.MachineSpec) (jail.Jail, error) {
 		},
 		Limits: jail.Limits{
 			MemoryBytes: spec.MemoryBytes + spec.MemoryBytes/tableShare + overheadBytes, CPUs: spec.CPUs + 1, Processes: spec.CPUs + helpers, OpenFiles: openFiles,
-			FileBytes: leastFile,
+			FileBytes: spec.MemoryBytes, // to which it is saved
 		}}
 	if len(spec.NICs) > 0 {
 		// It opens its TAP by a name, which only the host's network has.
 		j.Files = append(j.Files, jail.File{Path: "/dev/net/tun"})
 		j.HostNetwork = true
+	}
+	if spec.From != nil {
+		j.Files = append(j.Files, jail.File{Path: spec.From.Memory}, jail.File{Path: spec.From.State})
 	}
 	for _, d := range spec.Disks {
 		info, err := os.Stat(d.Path)
@@ -61,9 +61,22 @@ func jailOf(spec hypervisor.MachineSpec) (jail.Jail, error) {
 
 // seal takes the directory of the sockets away from a Firecracker that has made them. From then on
 // nothing in there changes but by the daemon, which may trust what it finds, whatever a guest
-// makes of Firecracker.
+// makes of Firecracker. One that goes on from a state which somebody has prepared for it may have
+// put something else in their place by then.
 func seal(dir string) error {
 	const enter = 0o711
 	path := filepath.Join(dir, socketDir)
-	return errors.Join(os.Chown(path, os.Geteuid(), os.Getegid()), os.Chmod(path, enter))
+	if err := errors.Join(os.Chown(path, os.Geteuid(), os.Getegid()), os.Chmod(path, enter)); err != nil {
+		return err
+	}
+	for _, name := range []string{apiSocket, vsockSocket, knockSocket()} {
+		info, err := os.Lstat(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		if info.Mode().Type() != os.ModeSocket {
+			return errs.New(errs.Internal, "Firecracker has put something in the place of its socket %s", name)
+		}
+	}
+	return nil
 }

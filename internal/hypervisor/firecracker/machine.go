@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"banger/internal/errs"
@@ -163,9 +162,6 @@ func (m *machine) setState(ctx context.Context, state string) error {
 	}
 	return nil
 }
-
-// Save implements [hypervisor.Machine].
-func (m *machine) Save(context.Context, *os.File, *os.File) error { return errNotSaved() }
 
 // Close lets go of the machine; see [hypervisor.Machine].
 func (m *machine) Close() error {

@@ -20,6 +20,8 @@ type version struct{ major, minor int }
 var (
 	oldest = version{1, 7}
 	newest = version{1, 17}
+
+	savesSince = version{1, 12}
 )
 
 func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
@@ -103,6 +105,7 @@ type features struct {
 	pageReporting bool // the guest's free memory goes back to the host by itself
 	serialLimit   bool // the console's rate is limited
 	pauseHolds    bool // the control channel survives a pause
+	saves         bool // a saved machine can be given another network
 }
 
 // featuresOf tells what a version has. errs.Unavailable, with what to do, if it can't be used.
@@ -115,5 +118,6 @@ func featuresOf(v version) (features, error) {
 		pageReporting: !v.before(version{1, 14}),
 		serialLimit:   !v.before(version{1, 16}),
 		pauseHolds:    v != version{1, 16}, // the host's packets stay with Firecracker then
+		saves:         !v.before(savesSince) && v != version{1, 16},
 	}, nil
 }

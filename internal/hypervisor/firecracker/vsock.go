@@ -37,7 +37,8 @@ func dial(ctx context.Context, dir, name string) (net.Conn, error) {
 }
 
 // knocker hears when a guest's agent is there. An agent connects to its host once it takes
-// connections itself; that is all that it says this way.
+// connections itself, and again when it takes new ones after all had been cut; that is all that it
+// says this way, and it keeps the connection.
 type knocker struct {
 	listener *net.UnixListener
 	heard    chan struct{} // holds one knock that nobody has waited for yet
@@ -70,16 +71,33 @@ func openKnocker(dir string) (*knocker, error) {
 }
 
 func (k *knocker) listen() {
+	var held net.Conn
+	defer func() {
+		if held != nil {
+			held.Close()
+		}
+	}()
 	for {
 		c, err := k.listener.Accept()
 		if err != nil {
 			return // closed
 		}
-		c.Close()
+		if held != nil {
+			held.Close()
+		}
+		held = c
 		select {
 		case k.heard <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// forget has the next one wait for a new knock.
+func (k *knocker) forget() {
+	select {
+	case <-k.heard:
+	default:
 	}
 }
 

@@ -73,7 +73,9 @@ func (s Suite) testSaved(t *testing.T) {
 	}
 	spec := s.Spec(t.TempDir())
 	spec.Disks = []hypervisor.Disk{{Path: disk, Format: "raw", ReadOnly: true}}
-	spec.NICs = []hypervisor.NIC{{Mode: "user", MAC: "52:54:00:12:34:56"}}
+	if s.UserNet {
+		spec.NICs = []hypervisor.NIC{{Mode: hypervisor.NICUser, MAC: "52:54:00:12:34:56"}}
+	}
 	source := s.launch(t, spec)
 	l := dial(t, source)
 	l.ask(t, "fill 32 apples")
@@ -170,6 +172,9 @@ func (s Suite) testDamaged(t *testing.T, saved hypervisor.Saved, spec hypervisor
 // testKin tells apart what can't go on from each other.
 func (s Suite) testKin(t *testing.T, spec hypervisor.MachineSpec) {
 	h := s.New()
+	if len(spec.NICs) == 0 {
+		spec.NICs = []hypervisor.NIC{{Mode: hypervisor.NICTAP, MAC: "52:54:00:12:34:56", TAPName: "tap"}}
+	}
 	kin := func(change func(*hypervisor.MachineSpec)) string {
 		x := spec
 		x.Disks, x.NICs = append([]hypervisor.Disk{}, spec.Disks...), append([]hypervisor.NIC{}, spec.NICs...)

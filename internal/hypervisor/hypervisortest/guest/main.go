@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/guest/proto"
+	"banger/internal/guestd/knock"
 )
 
 const moduleList = "/banger/modules"
@@ -90,14 +91,14 @@ func serveVsock() error {
 		return err
 	}
 	fmt.Println("guest: up")
-	if knock, err := vsock.Dial(vsock.Host, proto.VsockPort, nil); err == nil {
-		knock.Close()
-	}
+	var k knock.Knocker
+	k.Knock()
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return err
 		}
+		k.Knock()
 		if err := serve(conn); err != nil && !errors.Is(err, io.EOF) {
 			fmt.Println("guest:", err)
 		}
