@@ -129,8 +129,12 @@ func (v *vmm) firecracker(ctx context.Context, spec vm.Spec, vmlinux string) err
 	case spec.CPUs > firecracker.MaxCPUs:
 		return cannot(fmt.Sprintf("gives a VM at most %d CPUs", firecracker.MaxCPUs))
 	}
-	if _, err := v.firecrackers.Version(ctx); err != nil {
+	version, err := v.firecrackers.Version(ctx)
+	if err != nil {
 		return err
+	}
+	if why := firecracker.Unfit(version); why != "" && spec.Backend == vm.AutoBackend {
+		return errs.New(errs.Unavailable, "%s", why)
 	}
 	if spec.Accel == string(hypervisor.KVM) {
 		return nil // asked for, it is not to be proven

@@ -94,6 +94,16 @@ func Untested(text string) string {
 		return err.Error()
 	case newest.before(v):
 		return fmt.Sprintf("Firecracker %s is newer than %s, the newest that banger is made for", text, newest)
+	}
+	return Unfit(text)
+}
+
+// Unfit tells why VMs are not run by a version that nobody has asked for: a sentence, or "".
+func Unfit(text string) string {
+	v, err := parseVersion(text)
+	switch {
+	case err != nil:
+		return err.Error()
 	case !v.before(version{1, 8}):
 		return ""
 	}
