@@ -24,7 +24,7 @@ const (
 
 // errNotSaved is the error of a version that can't give a saved machine another's network.
 func errNotSaved() error {
-	return errs.New(errs.Unavailable, "machines can be saved, and gone on from, by Firecracker %s and later", savesSince).
+	return errs.New(errs.Unavailable, "machines can be saved, and gone on from, by Firecracker %s and later, but not 1.16", savesSince).
 		Try("install %s, or use --backend qemu", newest)
 }
 
