@@ -42,6 +42,11 @@ func (b Base) Check() error {
 	return nil
 }
 
+// Thaw gives the volume that was frozen. Only a copy of it may be written to.
+func (b Base) Thaw() Volume {
+	return Volume{Driver: b.Driver, Path: b.Path, VirtualBytes: b.Bytes, On: b.On}
+}
+
 // ReadsFrom tells whether the base, or one that lies below it, has its file in dir.
 func (b Base) ReadsFrom(dir string) bool {
 	for x := &b; x != nil; x = x.On {

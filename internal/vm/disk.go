@@ -42,6 +42,10 @@ func (m *Manager) makeDisk(ctx context.Context, o *op.Operation, v VM) (disk.Vol
 	if err := m.checkSpace(o, v); err != nil {
 		return disk.Volume{}, err
 	}
+	if v.Spec.Snapshot != "" {
+		// Did it lie on the snapshot's, each snapshot of a VM of a snapshot would be a layer more.
+		return m.Disks.Copy(ctx, v.Base.Thaw(), m.home(v.ID))
+	}
 	choice, err := m.Disks.Choose(ctx, v.Spec.Backend, v.Spec.DiskDriver, v.Base, m.dir(v.ID))
 	if err != nil {
 		return disk.Volume{}, err

@@ -5,13 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/disk"
 	"banger/internal/errs"
+	"banger/internal/host"
 	"banger/internal/op"
 	"banger/internal/template"
 )
@@ -65,8 +69,37 @@ func (m *Manager) snapshot(ctx context.Context, o *op.Operation, id string, t te
 
 // saveMoment saves the machine of v with its disk and has it go on, if it ran.
 func (m *Manager) saveMoment(ctx context.Context, v VM, r *running, stage *template.Stage) (disk.Base, error) {
+	memory := inMemory(v.Spec.MemoryBytes)
+	if memory == nil {
+		memory = stage.Memory
+	} else {
+		defer memory.Close()
+	}
+	volume, err := m.saveStill(ctx, v, r, memory, stage)
+	if err != nil || memory == stage.Memory {
+		return volume, err
+	}
+	return volume, errors.Join(disk.CopySparse(ctx, stage.Memory, memory), stage.Memory.Truncate(v.Spec.MemoryBytes))
+}
+
+// inMemory is a file in the host's memory for that of a machine which has so many bytes, or nil
+// where there is no room: what stands still is not to wait for a disk.
+func inMemory(bytes int64) *os.File {
+	if free, err := host.AvailableBytes("/"); err != nil || free < 2*bytes {
+		return nil
+	}
+	fd, err := unix.MemfdCreate("saving", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "saving")
+}
+
+// saveStill is the part of saveMoment for which the machine stands still.
+func (m *Manager) saveStill(ctx context.Context, v VM, r *running, memory *os.File, stage *template.Stage) (disk.Base, error) {
 	var volume disk.Volume
-	err := r.machine.Save(ctx, stage.Memory, stage.State)
+	begin := time.Now()
+	err := r.machine.Save(ctx, memory, stage.State)
 	if err == nil {
 		volume, err = m.Disks.Copy(ctx, v.Disk, disk.Home{ID: v.ID, Dir: stage.Dir})
 	}
@@ -77,6 +110,7 @@ func (m *Manager) saveMoment(ctx context.Context, v VM, r *running, stage *templ
 		// What reports an error may have taken effect.
 		return volume.Freeze(), errors.Join(err, agreed, told, m.agree(ctx, v.ID, r))
 	}
+	m.Log.Info("a machine was saved", "vm", v.ID, "took", time.Since(begin))
 	if err != nil || v.State != Running {
 		return volume.Freeze(), err
 	}

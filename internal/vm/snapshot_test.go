@@ -1,0 +1,115 @@
+package vm_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"banger/internal/errs"
+	"banger/internal/op"
+	"banger/internal/template"
+	"banger/internal/vm"
+)
+
+func snapshot(t *testing.T, m *vm.Manager, v vm.VM, name string) (kept template.Template, err error) {
+	t.Helper()
+	_, err = operation(t, func(ctx context.Context, o *op.Operation) (err error) {
+		kept, err = m.Snapshot(ctx, o, v.ID, name)
+		return err
+	})
+	return kept, err
+}
+
+func fork(t *testing.T, m *vm.Manager, v vm.VM, n int) (copies []vm.VM, err error) {
+	t.Helper()
+	_, err = operation(t, func(ctx context.Context, o *op.Operation) (err error) {
+		copies, err = m.Fork(ctx, o, v.ID, n, vm.Request{})
+		return err
+	})
+	return copies, err
+}
+
+// However long the chain of snapshots of VMs of snapshots, disks do not pile up on each other, and
+// what one VM has written the last one reads.
+func TestSnapshotsOfVMsOfSnapshots(t *testing.T) {
+	w := newWorld(t)
+	m, end := w.daemon()
+	defer end()
+	v := made(t, m, vm.Request{})
+	mark := []byte("written by the first")
+	f, err := os.OpenFile(v.Disk.Path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(mark); err != nil || f.Close() != nil {
+		t.Fatal(err)
+	}
+	for i := range 12 {
+		kept, err := snapshot(t, m, v, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{kept.Saved().Memory, kept.Saved().State, kept.Disk.Path} {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v, %v", path, info, err)
+			}
+		}
+		if info, err := os.Stat(kept.Saved().Memory); err != nil || info.Size() != v.Spec.MemoryBytes {
+			t.Errorf("its memory: %v, %v", info, err)
+		}
+		was := v
+		v = made(t, m, vm.Request{Snapshot: kept.Name})
+		if v.Disk.On.Path != w.base || kept.Disk.On.Path != w.base {
+			t.Fatalf("number %d lies on %+v, its snapshot on %+v", i, v.Disk.On, kept.Disk.On)
+		}
+		if c := w.lastConf; c.Clone == nil || c.Hostname != v.Name || c.Links[0].OldMAC != was.MAC || v.MAC == was.MAC || v.MachineID == was.MachineID {
+			t.Errorf("the guest of number %d was told %+v", i, c)
+		}
+		if err := m.Delete(t.Context(), was.ID, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, err := os.ReadFile(v.Disk.Path)
+	if err != nil || !bytes.HasSuffix(last, mark) {
+		t.Errorf("the last one has not what the first has written, %v", err)
+	}
+}
+
+// A copy that can't be made takes the others with it, and the VM goes on whatever happens.
+func TestForksAreMadeAllOrNone(t *testing.T) {
+	w := newWorld(t)
+	m, end := w.daemon()
+	defer end()
+	web := made(t, m, vm.Request{Name: "web"})
+	copies, err := fork(t, m, web, 5)
+	if err != nil || len(copies) != 5 {
+		t.Fatalf("copies: %+v, %v", copies, err)
+	}
+	for _, v := range append(copies, web) {
+		if w.machineOf(m, v).paused {
+			t.Errorf("%s does not run", v.Name)
+		}
+	}
+	before := len(w.census())
+	for _, step := range []string{"load", "save"} {
+		w.set(func() { w.fail = step })
+		_, err := fork(t, m, web, 3)
+		w.set(func() { w.fail = "" })
+		if err == nil || errors.Is(err, context.Canceled) {
+			t.Errorf("%s fails, and: %v", step, err)
+		}
+		if w.machineOf(m, web).paused {
+			t.Errorf("%s fails, and the VM stands still", step)
+		}
+		if len(w.census()) != before {
+			t.Errorf("%s fails, and there are %d objects and not %d", step, len(w.census()), before)
+		}
+	}
+	for _, n := range []int{0, -1, 101} {
+		if _, err := fork(t, m, web, n); errs.KindOf(err) != errs.Invalid {
+			t.Errorf("%d copies: %v", n, err)
+		}
+	}
+}
