@@ -101,7 +101,16 @@ func (b *bench) firecrackerByHand(starts int) (m *fcByHand, overhead float64, er
 			return err
 		}
 		defer answer.Body.Close()
-		return json.NewDecoder(answer.Body).Decode(&m.config)
+		if err := json.NewDecoder(answer.Body).Decode(&m.config); err != nil {
+			return err
+		}
+		for _, d := range m.config["drives"].([]any) { // known to it by links
+			drive := d.(map[string]any)
+			if drive["path_on_host"], err = os.Readlink(filepath.Join(vm.Directory, drive["path_on_host"].(string))); err != nil {
+				return err
+			}
+		}
+		return nil
 	}, "--backend", "firecracker", "--net", "none")
 	return m, overhead, err
 }
