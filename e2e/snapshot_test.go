@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"bufio"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/api"
 )
@@ -72,5 +76,65 @@ func TestMemoryGoesOn(t *testing.T) {
 	b.ok("rm", "-f", a, copies[0], copies[1])
 	if left, err := os.ReadDir(filepath.Join(b.state, "templates")); err == nil && len(left) > 0 {
 		t.Errorf("left is %v", left)
+	}
+}
+
+// A VM that is kept and forked has its connections still, and each copy has an address of its own
+// and no other.
+func TestConnectionsOutliveSnapshotAndFork(t *testing.T) {
+	for _, mode := range []string{"bridge", "user"} {
+		t.Run(mode, func(t *testing.T) {
+			if mode == "bridge" && os.Geteuid() != 0 {
+				t.Skip("SKIP: a bridge needs root")
+			}
+			b := newBanger(t)
+			flags := []string{"--net", mode, "--memory", "128M"}
+			address := ""
+			if mode == "user" {
+				l, err := net.Listen("tcp4", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				address = l.Addr().String()
+				l.Close()
+				flags = append(flags, "-p", address+":7777")
+			}
+			a := b.vm(flags...)
+			b.ok("exec", a, "--", "sh", "-c", `mkfifo /run/heard; (nc -l -p 7777 </run/heard | cat >/run/heard) >/dev/null 2>&1 </dev/null &
+				until grep -q ':1E61 ' /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done`) // 7777
+			if mode == "bridge" {
+				address = net.JoinHostPort(b.inspect(a).Network.IP, "7777")
+			}
+			conn, err := net.DialTimeout("tcp", address, 20*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			answers := bufio.NewReader(conn)
+			say := func(text string) {
+				t.Helper()
+				if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				_, err := io.WriteString(conn, text+"\n")
+				got, heard := answers.ReadString('\n')
+				if err != nil || heard != nil || got != text+"\n" {
+					t.Fatalf("said %q and heard %q, %v, %v", text, got, err, heard)
+				}
+			}
+			say("before")
+			b.ok("snapshot", a, "kept")
+			say("after it was kept")
+			twin := strings.TrimSpace(b.ok("fork", a))
+			say("after it was forked")
+			if mode == "user" { // there all guests have the same
+				return
+			}
+			got := strings.Fields(b.ok("exec", twin, "--", "sh", "-c", "ip -4 -o addr show eth0 | awk '{print $4}'"))
+			if v := b.inspect(twin); len(got) != 1 || !strings.HasPrefix(got[0], v.Network.IP+"/") || v.Network.IP == b.inspect(a).Network.IP {
+				t.Errorf("%s has %q, and should have %s alone", twin, got, v.Network.IP)
+			}
+			b.ok("exec", twin, "--", "ping", "-c", "1", "-W", "10", b.inspect(a).Network.IP)
+		})
 	}
 }
