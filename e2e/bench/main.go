@@ -65,7 +65,7 @@ func run(out string, long bool, only string) (err error) {
 		{"import", importRatio},
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
 		{"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"image_build", imageBuild}, {"tap_throughput", tapThroughput},
-		{"firecracker", firecrackerFigures}, {"warm", warmFigures}, {"warm_overhead", warmOverhead}, {"pool_claim", poolClaim},
+		{"firecracker", firecrackerFigures}, {"warm", warmFigures}, {"warm_overhead", warmOverhead}, {"pool_claim", poolClaim}, {"fork_pause", forkPause},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}, {"warm_clones", warmClones}}
