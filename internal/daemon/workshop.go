@@ -48,14 +48,24 @@ func (w workshop) Run(ctx context.Context, base image.Image, commands []string, 
 func (w workshop) run(ctx context.Context, o *op.Operation, base image.Image, commands []string, path string) (err error) {
 	lease := w.vms.OpenLease()
 	defer func() { err = errors.Join(err, w.vms.EndLease(context.WithoutCancel(ctx), lease)) }()
+	before, err := w.vms.Store.LastEvent(ctx)
+	if err != nil {
+		return err
+	}
 	memory := int64(workshopMemory)
 	v, err := w.vms.Create(ctx, o, vm.Request{From: &base, MemoryBytes: &memory, Lease: lease, Start: true})
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go w.watch(ctx, v.ID, before, stop)
 	for i, c := range commands {
 		o.Stage(fmt.Sprintf("%d of %d: %s", i+1, len(commands), firstLine(c)), 0, 0)
 		if err := w.exec(ctx, v, c); err != nil {
+			if full, ok := errors.AsType[*errs.Error](context.Cause(ctx)); ok {
+				return full
+			}
 			return err
 		}
 	}
@@ -64,6 +74,18 @@ func (w workshop) run(ctx context.Context, o *op.Operation, base image.Image, co
 	}
 	_, err = w.vms.Flatten(ctx, o, v.ID, path, true)
 	return err
+}
+
+// watch ends the work when its VM is paused, as one is that the host has no more room for: it would
+// wait for ever for someone to resume it.
+func (w workshop) watch(ctx context.Context, id string, after int64, stop context.CancelCauseFunc) {
+	w.vms.Events(ctx, after, true, func(e vm.Event) bool { // it fails as the work itself will
+		if e.VM != id || e.To != vm.Paused || e.Reason == "" { // or someone has paused it
+			return true
+		}
+		stop(errs.New(errs.Unavailable, "the commands can't go on: the host's disk is full").Try("make room for the state directory: banger disk usage"))
+		return false
+	})
 }
 
 // exec has the guest run a command. errs.Invalid if it fails, with what it said last.
