@@ -21,6 +21,7 @@ type Snapshot struct {
 	Bytes       int64     `json:"bytes" doc:"What it takes of the host's disk"`
 	Path        string    `json:"path" doc:"Its files, which hold whatever secrets the guest had in its memory"`
 	CreatedAt   time.Time `json:"created_at"`
+	Damaged     string    `json:"damaged,omitempty" doc:"Why nothing else is known of it than its name; it can be removed"`
 	UsedBy      []string  `json:"used_by" doc:"What lies on its disk: names of VMs and, after the word, of snapshots"`
 }
 

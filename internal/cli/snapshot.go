@@ -58,6 +58,10 @@ reads them.`,
 func snapshotRows(all []api.Snapshot) [][]string {
 	rows := [][]string{{"NAME", "OF", "IMAGE", "CPUS", "MEM", "DISK", "NET", "SIZE", "AGE", "USED BY"}}
 	for _, s := range all {
+		if s.Damaged != "" {
+			rows = append(rows, []string{s.Name, "-", "damaged", "-", "-", "-", "-", bytesText(s.Bytes), "-", strings.Join(s.UsedBy, ",")})
+			continue
+		}
 		rows = append(rows, []string{s.Name, s.Of, s.Image, strconv.Itoa(s.CPUs), bytesText(s.MemoryBytes), s.DiskDriver + " " + bytesText(s.DiskBytes),
 			s.Net, bytesText(s.Bytes), ago(time.Since(s.CreatedAt)), strings.Join(s.UsedBy, ",")})
 	}

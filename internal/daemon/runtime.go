@@ -14,6 +14,7 @@ import (
 	"banger/internal/errs"
 	"banger/internal/op"
 	"banger/internal/runtimedir"
+	"banger/internal/template"
 	"banger/internal/vm"
 )
 
@@ -109,8 +110,15 @@ func (l *library) RollBackRuntime(ctx context.Context, o *op.Operation) error {
 // that. What VMs' disks are based on stays; a kernel that one boots must be in the next too.
 func (l *library) hold(ctx context.Context, dir string) runtimedir.Holder {
 	return func(next runtimedir.Record, swap func([]string) error) error {
-		return l.vms.Settled(ctx, func(vms []vm.VM) error {
+		return l.vms.Settled(ctx, func(vms []vm.VM, snapshots []template.Template) error {
 			var keep []string
+			stays := func(on *disk.Base) {
+				for base := on; base != nil; base = base.On {
+					if rel, ok := within(dir, base); ok && !slices.Contains(keep, rel) {
+						keep = append(keep, rel)
+					}
+				}
+			}
 			now, err := runtimedir.ReadRecord(dir)
 			if err != nil {
 				return err
@@ -119,11 +127,13 @@ func (l *library) hold(ctx context.Context, dir string) runtimedir.Holder {
 				if k := "kernel/" + v.Spec.Kernel; now.Has(k) && !next.Has(k) {
 					return errs.New(errs.Conflict, "VM %s boots the kernel %s, which is not in that bundle", v.Name, v.Spec.Kernel).Try("remove the VM first: banger rm %s", v.Name)
 				}
-				for base := &v.Base; base != nil; base = base.On {
-					if rel, ok := within(dir, base); ok && !slices.Contains(keep, rel) {
-						keep = append(keep, rel)
-					}
+				stays(&v.Base)
+			}
+			for _, t := range snapshots {
+				if k := "kernel/" + t.Kernel; t.Damaged != "" || now.Has(k) && !next.Has(k) {
+					return errs.New(errs.Conflict, "snapshot %s may need the kernel %s, which is not in that bundle", t.Name, t.Kernel).Try("remove the snapshot first: banger snapshot rm %s", t.Name)
 				}
+				stays(&t.Disk)
 			}
 			return swap(keep)
 		})

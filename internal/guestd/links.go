@@ -221,7 +221,8 @@ func setAddresses(link netlink.Link, cidrs []string) error {
 	}
 	for _, addr := range have {
 		if addr.IP.IsGlobalUnicast() && !want[addr.IPNet.String()] {
-			if err := netlink.AddrDel(link, &addr); err != nil {
+			err := netlink.AddrDel(link, &addr)
+			if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) { // gone with one before it
 				return fmt.Errorf("remove address %s: %w", addr.IPNet, err)
 			}
 		}

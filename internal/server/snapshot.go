@@ -80,7 +80,7 @@ func (s *Server) await(ctx context.Context, kind, ref string, run func(context.C
 func showSnapshot(t template.Template, users []string) api.Snapshot {
 	out := api.Snapshot{
 		Name: t.Name, Of: t.Of, Image: t.Image, Kernel: t.Kernel, CPUs: t.CPUs, MemoryBytes: t.MemoryBytes, DiskBytes: t.Disk.Bytes,
-		DiskDriver: t.Disk.Driver, Net: t.Net, Accel: t.Accel, Bytes: t.Bytes, Path: t.Dir, CreatedAt: t.CreatedAt, UsedBy: append([]string{}, users...),
+		DiskDriver: t.Disk.Driver, Net: t.Net, Accel: t.Accel, Bytes: t.Bytes, Path: t.Dir, CreatedAt: t.CreatedAt, Damaged: t.Damaged, UsedBy: append([]string{}, users...),
 	}
 	if now, err := t.Allocated(); err == nil {
 		out.Bytes = now

@@ -32,6 +32,7 @@ const (
 	memoryFile = "memory"
 	stateFile  = "state"
 	recordFile = "template.json"
+	markFile   = "snapshot" // of a snapshot, which is one also where its record can't be read
 )
 
 // Template is a machine that was saved: when it had finished its boot, or, as a snapshot, whenever
@@ -55,6 +56,7 @@ type Template struct {
 	Disk disk.Base `json:"disk"`          // as it was at that moment
 
 	Snapshot bool            `json:"snapshot,omitempty"` // kept until its owner removes it, and only gone on from by those who name it
+	Damaged  string          `json:"-"`                  // of a snapshot: why nothing else is known of it than its name
 	Fleeting bool            `json:"fleeting,omitempty"` // of a snapshot: made for copies that are made at once
 	Of       string          `json:"of,omitempty"`       // of a snapshot: name of the VM that it is of
 	Spec     json.RawMessage `json:"spec,omitempty"`     // of a snapshot: what that VM was asked to be
@@ -139,6 +141,11 @@ func (s *Shelf) Commit(ctx context.Context, st *Stage, t Template) (Template, er
 	if t.Bytes, err = st.stage.Bytes(); err != nil {
 		return t, err
 	}
+	if t.Snapshot {
+		if err := st.stage.Write(markFile, nil); err != nil {
+			return t, err
+		}
+	}
 	final := filepath.Join(s.Root, t.Name)
 	t.Disk.Path = filepath.Join(final, filepath.Base(t.Disk.Path))
 	if err := host.Fault("commit a template"); err != nil {
@@ -159,7 +166,8 @@ func (t Template) files() []string {
 	return names
 }
 
-// List returns the templates that there are, the last used first. Damaged ones are left out.
+// List returns the templates that there are, the last used first. Damaged ones are left out, but
+// for snapshots, which are no cache.
 func (s *Shelf) List() ([]Template, error) {
 	dirs, err := items.List(s.Root)
 	if err != nil {
@@ -167,8 +175,11 @@ func (s *Shelf) List() ([]Template, error) {
 	}
 	var all []Template
 	for _, dir := range dirs {
-		if t, err := load(dir); err == nil {
+		t, err := load(dir)
+		if err == nil {
 			all = append(all, t)
+		} else if _, unmarked := os.Lstat(filepath.Join(dir, markFile)); unmarked == nil {
+			all = append(all, Template{Name: filepath.Base(dir), Dir: dir, Snapshot: true, Damaged: err.Error()})
 		}
 	}
 	slices.SortFunc(all, func(a, b Template) int { return b.UsedAt.Compare(a.UsedAt) })
@@ -190,6 +201,9 @@ func load(dir string) (Template, error) {
 
 // Retired tells of a template that nothing goes on from any more, while its disk is still needed.
 func (t Template) Retired() bool {
+	if t.Damaged != "" {
+		return false // nobody has asked for that
+	}
 	_, err := os.Lstat(filepath.Join(t.Dir, stateFile))
 	return errors.Is(err, os.ErrNotExist)
 }

@@ -198,7 +198,7 @@ func (m *Manager) Sweep(ctx context.Context, o *op.Operation) ([]Finding, error)
 		}
 		err = errors.Join(err, sweepErr)
 	}
-	if net := slices.DeleteFunc(found, func(f Finding) bool { return f.Problem != unexplained || !slices.Contains(shared, f.Kind) }); len(net) > 0 {
+	if net := slices.DeleteFunc(slices.Clone(found), func(f Finding) bool { return f.Problem != unexplained || !slices.Contains(shared, f.Kind) }); len(net) > 0 {
 		tidyErr := m.Network.Tidy(ctx)
 		if tidyErr == nil {
 			gone = append(gone, net...)

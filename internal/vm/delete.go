@@ -52,7 +52,7 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	}
 	m.usages.forget(v.Disk)
 	if err == nil && v.Template != "" {
-		if err := m.dropRetired(ctx, v.Template); err != nil {
+		if err := m.dropRetired(ctx); err != nil {
 			m.Log.Warn("remove what nothing goes on from any more", "template", v.Template, "err", err)
 		}
 	}

@@ -144,8 +144,8 @@ func (w *world) judge(m *vm.Manager, v vm.VM, unsettled bool) (wrong []string) {
 			bad("its machine is paused: %v", paused)
 		}
 	case vm.Stopped, vm.Suspended:
-		if !unsettled && (v.State == vm.Suspended) != (v.Suspended != "") {
-			bad("what is kept of it is of %q", v.Suspended)
+		if !unsettled && (v.State == vm.Suspended) != v.Suspended {
+			bad("a machine of it is kept: %v", v.Suspended)
 		}
 		if !(unsettled && v.State == vm.Suspended) && (machine != nil || v.Machine != nil || has(vm.KindMachine) != "none" || has(vm.KindAttached) != "none") {
 			bad("it has a machine: %v, %v, %s, an attached disk: %s", machine != nil, v.Machine != nil, has(vm.KindMachine), has(vm.KindAttached))

@@ -15,6 +15,7 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/jail"
 	"banger/internal/op"
+	"banger/internal/template"
 )
 
 // Host is what the manager must know of the machine that it runs on.
@@ -186,16 +187,20 @@ func (m *Manager) Unused(ctx context.Context, what string, uses func(VM) bool, r
 	return remove()
 }
 
-// Settled calls do with all VMs while none is being made known, so that what they depend on
-// can be changed.
-func (m *Manager) Settled(ctx context.Context, do func([]VM) error) error {
+// Settled calls do with all VMs and snapshots while none is being made known, so that what they
+// depend on can be changed.
+func (m *Manager) Settled(ctx context.Context, do func([]VM, []template.Template) error) error {
 	m.artefacts.Lock()
 	defer m.artefacts.Unlock()
 	vms, err := m.Store.List(ctx)
 	if err != nil {
 		return err
 	}
-	return do(vms)
+	all, err := m.Templates.List()
+	if err != nil {
+		return err
+	}
+	return do(vms, slices.DeleteFunc(all, func(t template.Template) bool { return !t.Snapshot }))
 }
 
 func plural(n int, one, many string) string {

@@ -88,7 +88,7 @@ func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 	if err := m.Dirs.Save(v); err != nil { // the last daemon may have died before it could
 		m.Log.Warn("keep a copy of a VM's row", "vm", v.ID, "err", err)
 	}
-	if v.State != Suspended { // what is kept may be half saved, or older than its disk
+	if v.State != Suspended || !v.Suspended { // what is kept may be half saved, or older than its disk
 		if err := m.Dirs.DropKept(v.ID); err != nil {
 			m.Log.Warn("drop what was kept of a machine", "vm", v.ID, "err", err)
 		}
@@ -105,9 +105,12 @@ func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 		return err
 	case v.State.HasMachine():
 		return m.adopt(ctx, v)
-	case v.State == Suspended && v.Suspended == "":
-		_, err := m.settle(ctx, v, Stopped, "its resume was cut short")
-		return err
+	case v.State == Suspended && !v.Suspended: // it was being resumed, and its guest may run
+		resumed, err := m.update(ctx, v.ID, "resume", func(x *VM) error { return x.To(Running, "its resume was cut short") })
+		if err != nil {
+			return err
+		}
+		return m.adopt(ctx, resumed)
 	}
 	left, err := m.hasMachine(ctx, v)
 	if err != nil || !left {
@@ -145,6 +148,10 @@ func (m *Manager) adopt(ctx context.Context, v VM) error {
 
 // takeOver makes an adopted machine that of v, whose lock is held.
 func (m *Manager) takeOver(ctx context.Context, v VM, machine hypervisor.Machine) error {
+	select {
+	case <-machine.Halts(): // which it is about to try again
+	default:
+	}
 	// A crash may have come before it was so, or while the machine was saved.
 	agree := machine.Resume
 	if v.State == Paused {
@@ -239,7 +246,7 @@ func (m *Manager) Rebuild(ctx context.Context) (restored, unreadable []string, e
 		}
 		// A copy may be older than the row was: Recover looks for what each could have, and its
 		// guest may have written to its disk.
-		v.Pristine = false
+		v.Pristine, v.Suspended = false, false
 		owns := []Change{{KindDirectory, Live}, {KindDisk, Live}, {KindAttached, Live}, {KindMachine, Live}}
 		if v.Spec.Net == NetBridge {
 			owns = append(owns, Change{KindNetwork, Live})

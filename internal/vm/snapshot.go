@@ -41,12 +41,15 @@ func (m *Manager) snapshot(ctx context.Context, o *op.Operation, id string, t te
 	}
 	t.Snapshot, t.Of, t.Image, t.Kernel, t.CPUs, t.MemoryBytes = true, v.Name, v.Spec.Image, v.Spec.Kernel, v.Spec.CPUs, v.Spec.MemoryBytes
 	t.Net, t.Accel, t.From, t.MAC, t.CreatedAt = string(v.Spec.Net), string(v.Machine.Accel), v.Base, v.MAC, time.Now().UTC()
-	if t.Machine, err = m.machineKeyNow(ctx, v); err != nil {
+	if t.Machine, err = m.keyToSave(ctx, v); err != nil {
 		return t, err
 	}
 	if t.Spec, err = json.Marshal(v.Spec); err != nil {
 		return t, err
 	}
+	now := &making{cancel: func() {}, done: make(chan struct{})}
+	m.making.add(now)
+	defer m.making.drop(now)
 	stage, err := m.Templates.Begin(t.Name)
 	switch errs.KindOf(err) {
 	case errs.Conflict:
@@ -59,6 +62,9 @@ func (m *Manager) snapshot(ctx context.Context, o *op.Operation, id string, t te
 		return t, err
 	}
 	defer stage.Discard()
+	m.making.mu.Lock()
+	now.dir = stage.Dir
+	m.making.mu.Unlock()
 	o.Stage("saving the machine", 0, 0)
 	if t.Disk, err = m.saveMoment(ctx, v, r, stage); err != nil {
 		return t, err
@@ -114,6 +120,8 @@ func (m *Manager) saveStill(ctx context.Context, v VM, r *running, memory *os.Fi
 	if err != nil || v.State != Running {
 		return volume.Freeze(), err
 	}
+	ctx, cancel := context.WithTimeout(ctx, agreeLimit) // its agent may be dead
+	defer cancel()
 	g, err := r.channel(ctx)
 	if err == nil {
 		err = setClock(ctx, g, 0) // which stood still with it
@@ -127,8 +135,9 @@ func (m *Manager) saveStill(ctx context.Context, v VM, r *running, memory *os.Fi
 // snapshotNamed returns the snapshot of that name.
 func (m *Manager) snapshotNamed(name string) (template.Template, error) {
 	t, err := m.Templates.Get(name)
-	if errs.KindOf(err) == errs.NotFound || err == nil && (!t.Snapshot || t.Retired()) {
-		return t, errs.New(errs.NotFound, "there is no snapshot %q", name).Try("banger snapshot ls lists those there are")
+	none := errs.KindOf(err) == errs.NotFound || errs.KindOf(err) == errs.Invalid // what can't be a name is none's
+	if none || err == nil && (!t.Snapshot || t.Retired()) {
+		return t, errs.New(errs.NotFound, "there is no snapshot %.70q", name).Try("banger snapshot ls lists those there are")
 	}
 	return t, err
 }
@@ -144,31 +153,42 @@ func (m *Manager) ListSnapshots(ctx context.Context) ([]template.Template, map[s
 
 // RemoveSnapshot removes a snapshot. errs.Conflict if the disks of VMs or of others lie on it.
 func (m *Manager) RemoveSnapshot(ctx context.Context, name string) error {
-	return m.withoutUsers(ctx, func(_ []template.Template, users map[string][]string) error {
-		t, err := m.snapshotNamed(name)
-		if err != nil {
-			return err
+	err := m.withoutUsers(ctx, func(all []template.Template, users map[string][]string) error {
+		if !slices.ContainsFunc(all, func(t template.Template) bool { return t.Name == name && t.Damaged != "" }) {
+			if _, err := m.snapshotNamed(name); err != nil {
+				return err
+			}
 		}
-		if by := users[t.Name]; len(by) > 0 {
-			return errs.New(errs.Conflict, "snapshot %s is in use by %s", t.Name, sentenceList(by)).
+		if by := users[name]; len(by) > 0 {
+			return errs.New(errs.Conflict, "snapshot %s is in use by %s", name, sentenceList(by)).
 				Try("remove what lies on it first: banger rm, banger snapshot rm")
-		}
-		return m.Templates.Remove(t.Name)
-	})
-}
-
-// dropRetired removes what nothing goes on from any more and no disk lies on.
-func (m *Manager) dropRetired(ctx context.Context, name string) error {
-	t, err := m.Templates.Get(name)
-	if err != nil || !t.Retired() {
-		return nil // gone, or not to go
-	}
-	return m.withoutUsers(ctx, func(_ []template.Template, users map[string][]string) error {
-		if len(users[name]) > 0 {
-			return nil
 		}
 		return m.Templates.Remove(name)
 	})
+	if err == nil {
+		err = m.dropRetired(ctx)
+	}
+	return err
+}
+
+// dropRetired removes what nothing goes on from any more and no disk lies on, and what only such
+// disks have lain on.
+func (m *Manager) dropRetired(ctx context.Context) error {
+	for {
+		dropped := false
+		err := m.withoutUsers(ctx, func(all []template.Template, users map[string][]string) error {
+			for _, t := range all {
+				if t.Retired() && len(users[t.Name]) == 0 {
+					dropped = true
+					return m.Templates.Remove(t.Name)
+				}
+			}
+			return nil
+		})
+		if err != nil || !dropped {
+			return err
+		}
+	}
 }
 
 // fillFromSnapshot is fill for a VM that goes on from a snapshot: what its machine is, is settled.
@@ -221,7 +241,14 @@ func (m *Manager) layOnSnapshot(v VM) (VM, error) {
 
 // fromSnapshot starts a VM whose guest has not run since the snapshot that it is of.
 func (m *Manager) fromSnapshot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, boot Boot) (VM, error) {
-	if boot == Cold {
+	if boot == Cold { // its guest writes to the disk before its row tells that it runs
+		v, err := m.update(ctx, v.ID, "not from its snapshot", func(x *VM) error {
+			x.Pristine = false
+			return nil
+		})
+		if err != nil {
+			return v, err
+		}
 		return m.boot(ctx, o, v, begin, wait, nil)
 	}
 	t, err := m.fromWhich(ctx, v)
@@ -248,7 +275,7 @@ func (m *Manager) Fork(ctx context.Context, o *op.Operation, id string, n int, r
 	}
 	defer func() {
 		end := context.WithoutCancel(ctx)
-		err = errors.Join(err, m.Templates.Retire(t), m.dropRetired(end, t.Name))
+		err = errors.Join(err, m.Templates.Retire(t), m.dropRetired(end))
 	}()
 	req.Snapshot, req.Start = t.Name, true
 	copies = make([]VM, n)
@@ -268,8 +295,8 @@ func (m *Manager) Fork(ctx context.Context, o *op.Operation, id string, n int, r
 	if err = errors.Join(failed...); err == nil {
 		return copies, nil
 	}
-	for i, v := range copies {
-		if failed[i] == nil {
+	for _, v := range copies {
+		if v.ID != "" { // it runs, or its guest has, and stays to be looked at
 			err = errors.Join(err, m.Delete(context.WithoutCancel(ctx), v.ID, true))
 		}
 	}

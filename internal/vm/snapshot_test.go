@@ -22,10 +22,10 @@ func snapshot(t *testing.T, m *vm.Manager, v vm.VM, name string) (kept template.
 	return kept, err
 }
 
-func fork(t *testing.T, m *vm.Manager, v vm.VM, n int) (copies []vm.VM, err error) {
+func fork(t *testing.T, m *vm.Manager, v vm.VM, n int, req vm.Request) (copies []vm.VM, err error) {
 	t.Helper()
 	_, err = operation(t, func(ctx context.Context, o *op.Operation) (err error) {
-		copies, err = m.Fork(ctx, o, v.ID, n, vm.Request{})
+		copies, err = m.Fork(ctx, o, v.ID, n, req)
 		return err
 	})
 	return copies, err
@@ -83,7 +83,7 @@ func TestForksAreMadeAllOrNone(t *testing.T) {
 	m, end := w.daemon()
 	defer end()
 	web := made(t, m, vm.Request{Name: "web"})
-	copies, err := fork(t, m, web, 5)
+	copies, err := fork(t, m, web, 5, vm.Request{})
 	if err != nil || len(copies) != 5 {
 		t.Fatalf("copies: %+v, %v", copies, err)
 	}
@@ -95,7 +95,7 @@ func TestForksAreMadeAllOrNone(t *testing.T) {
 	before := len(w.census())
 	for _, step := range []string{"load", "save"} {
 		w.set(func() { w.fail = step })
-		_, err := fork(t, m, web, 3)
+		_, err := fork(t, m, web, 3, vm.Request{})
 		w.set(func() { w.fail = "" })
 		if err == nil || errors.Is(err, context.Canceled) {
 			t.Errorf("%s fails, and: %v", step, err)
@@ -108,7 +108,7 @@ func TestForksAreMadeAllOrNone(t *testing.T) {
 		}
 	}
 	for _, n := range []int{0, -1, 101} {
-		if _, err := fork(t, m, web, n); errs.KindOf(err) != errs.Invalid {
+		if _, err := fork(t, m, web, n, vm.Request{}); errs.KindOf(err) != errs.Invalid {
 			t.Errorf("%d copies: %v", n, err)
 		}
 	}

@@ -139,6 +139,18 @@ type origin struct {
 
 func fromTemplate(t template.Template) *origin { return &origin{saved: t.Saved(), of: &t} }
 
+// own tells whether it is the VM's own machine, kept when it was suspended.
+func (from *origin) own() bool { return from != nil && from.of == nil && !from.ready }
+
+func isDone(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
 // boot launches v's machine and brings it to running: from its beginning, or from an origin.
 // The rows of [starting] are there. If it fails nothing of the machine is left but its logs.
 func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, from *origin) (_ VM, err error) {
@@ -160,6 +172,10 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	if from != nil {
 		spec.From = from.saved
 	}
+	hardware, err := m.hardwareOf(spec)
+	if err != nil {
+		m.Log.Info("a VM's machine can't be kept", "vm", v.ID, "err", err)
+	}
 	machine, err := m.Hypervisor.Launch(ctx, spec)
 	if err != nil {
 		return v, warmFailed(from, err)
@@ -173,8 +189,8 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		launched[i].Status = Live
 	}
 	if _, err = m.update(ctx, v.ID, "launched", func(x *VM) error {
-		x.Machine, x.Pristine = &rec, false
-		x.Suspended = "" // its disk is about to change, and then what is kept is worth nothing
+		x.Machine, x.Hardware, x.Pristine = &rec, hardware, false
+		x.Suspended = false // its disk is about to change, and then what is kept is worth nothing
 		return nil
 	}, append(launched, Change{KindDisk, Live}, Change{KindDirectory, Live})...); err != nil {
 		return v, err
@@ -189,8 +205,13 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 			return v, warmFailed(from, err)
 		}
 	}
+	silent := ""
 	if err := m.ready(ctx, v, r, from); err != nil {
-		return v, warmFailed(from, m.withConsole(v, err))
+		if !from.own() || isDone(machine.Done()) {
+			return v, warmFailed(from, m.withConsole(v, err))
+		}
+		silent = "its guest has not answered since it was resumed" // and is not killed for that
+		o.Warn(fmt.Sprintf("VM %s: %s: %v", v.Name, silent, err))
 	}
 	took := time.Since(begin)
 	if wait != WaitAgent && from == nil { // what was saved had finished its start
@@ -204,7 +225,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	}
 	started, err := m.update(ctx, v.ID, "started", func(x *VM) error {
 		x.StartedAt, x.StartTook, x.StartKind = time.Now().UTC(), took, kindOf(from)
-		return x.To(Running, "")
+		return x.To(Running, silent)
 	})
 	if err != nil {
 		return v, err // v as it is: the undo needs it
@@ -217,7 +238,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 // ready returns once the guest has answered and has its identity.
 func (m *Manager) ready(ctx context.Context, v VM, r *running, from *origin) error {
 	limit := readyLimit
-	if from != nil {
+	if from != nil && !from.own() { // what could boot instead
 		limit = warmLimit
 	}
 	limited, cancel := context.WithTimeout(ctx, limit)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"banger/internal/errs"
+	"banger/internal/kernel"
 	"banger/internal/op"
 )
 
@@ -32,8 +33,7 @@ func (m *Manager) Suspend(ctx context.Context, o *op.Operation, id string) (VM, 
 	if err != nil {
 		return v, err
 	}
-	key, err := m.machineKeyNow(ctx, v)
-	if err != nil {
+	if _, err := m.keyToSave(ctx, v); err != nil {
 		return v, err
 	}
 	o.Stage("saving the machine", 0, 0)
@@ -43,7 +43,7 @@ func (m *Manager) Suspend(ctx context.Context, o *op.Operation, id string) (VM, 
 	// From here on there is no way back: a caller that leaves changes nothing.
 	ctx = context.WithoutCancel(ctx)
 	suspended, err := m.update(ctx, id, "suspend", func(x *VM) error {
-		x.Suspended, x.StoppedAt = key, time.Now().UTC()
+		x.Suspended, x.StoppedAt = true, time.Now().UTC()
 		return x.To(Suspended, "")
 	})
 	if err != nil {
@@ -68,13 +68,37 @@ func (m *Manager) keep(ctx context.Context, v VM, r *running) error {
 	return err
 }
 
-// machineKeyNow is the key of the machine that v would be given now.
-func (m *Manager) machineKeyNow(ctx context.Context, v VM) (string, error) {
+// errOtherMachine tells that what is saved of a machine could not go on here.
+var errOtherMachine = errors.New("this host would give it another machine now")
+
+// keyToSave is the key of what v's machine is, if that could go on from what is saved of it.
+func (m *Manager) keyToSave(ctx context.Context, v VM) (string, error) {
+	key, err := m.hardwareNow(ctx, v)
+	if err == nil && key != v.Hardware {
+		err = errOtherMachine
+	}
+	if err != nil {
+		return "", errs.New(errs.Unavailable, "the machine of VM %s can't be kept", v.Name).Because(err).
+			Try("restart it, and it will be of the kind that can: banger restart %s", v.Name)
+	}
+	return key, nil
+}
+
+// hardwareNow is the key of what the machine of v would be now.
+func (m *Manager) hardwareNow(ctx context.Context, v VM) (string, error) {
 	k, err := m.Kernels.Kernel(v.Spec.Kernel)
 	if err != nil {
 		return "", err
 	}
-	return m.machineKey(ctx, v, k)
+	return m.hardwareKey(ctx, v, k)
+}
+
+func (m *Manager) hardwareKey(ctx context.Context, v VM, k kernel.Kernel) (string, error) {
+	spec, err := m.specNow(ctx, v, k)
+	if err != nil {
+		return "", err
+	}
+	return m.hardwareOf(spec)
 }
 
 // wake has a suspended VM go on where it was; with a boot of Cold it begins anew from its disk.
@@ -82,7 +106,7 @@ func (m *Manager) machineKeyNow(ctx context.Context, v VM) (string, error) {
 func (m *Manager) wake(ctx context.Context, o *op.Operation, v VM, begin time.Time, boot Boot) (VM, error) {
 	if boot == Cold {
 		stopped, err := m.update(ctx, v.ID, "start afresh", func(x *VM) error {
-			x.Suspended = ""
+			x.Suspended = false
 			return x.To(Stopped, "")
 		})
 		if err == nil {
@@ -96,25 +120,29 @@ func (m *Manager) wake(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	if err := m.removeMachine(ctx, v); err != nil { // which may have outlived its suspension
 		return v, err
 	}
-	key, err := m.machineKeyNow(ctx, v)
-	if err == nil && key != v.Suspended {
-		err = errors.New("this host would give it another machine now")
-	}
-	if err != nil {
+	if key, err := m.hardwareNow(ctx, v); err != nil || key != v.Hardware {
+		if err == nil {
+			err = errOtherMachine
+		}
 		return v, errs.New(errs.Unavailable, "VM %s can't go on where it was", v.Name).Because(err).
 			Try("mend that, or boot it from its disk: banger start --fresh %s", v.Name)
 	}
 	was := v
-	if v, err = m.update(ctx, v.ID, "resume", func(*VM) error { return nil }, starting(v)...); err != nil {
+	ctx = context.WithoutCancel(ctx) // half way, what is kept would be lost to a caller that leaves
+	v, err := m.update(ctx, v.ID, "resume", func(*VM) error { return nil }, starting(v)...)
+	if err != nil {
 		return was, err
 	}
 	kept := m.Dirs.Kept(v.ID)
 	running, err := m.boot(ctx, o, v, begin, WaitAgent, &origin{saved: &kept})
 	if err == nil {
-		return running, m.Dirs.DropKept(v.ID)
+		if err := m.Dirs.DropKept(v.ID); err != nil {
+			m.Log.Warn("drop what was kept of a machine", "vm", v.ID, "err", err)
+		}
+		return running, nil
 	}
-	now, lost := m.Store.Get(context.WithoutCancel(ctx), v.ID)
-	if lost == nil && now.Suspended != "" { // its guest has not run
+	now, lost := m.Store.Get(ctx, v.ID)
+	if lost == nil && now.Suspended { // its guest has not run
 		return was, errors.Join(err, m.neverStarted(ctx, was))
 	}
 	m.markFailed(ctx, was.ID, err)

@@ -246,7 +246,7 @@ func (m *Manager) savedMachines(ctx context.Context) ([]template.Template, map[s
 	}
 	for _, t := range all {
 		for _, on := range all {
-			if on.Name != t.Name && t.Disk.ReadsFrom(on.Dir) {
+			if on.Name != t.Name && (t.Damaged != "" || t.Disk.ReadsFrom(on.Dir)) { // it may lie on any
 				users[on.Name] = append(users[on.Name], "snapshot "+t.Name)
 			}
 		}
@@ -348,7 +348,9 @@ func (m *Manager) DropTemplates(ctx context.Context, uses func(base disk.Base, k
 		}
 	}
 	return m.withoutUsers(ctx, func(all []template.Template, users map[string][]string) (err error) {
-		of := slices.DeleteFunc(all, func(t template.Template) bool { return !uses(t.Disk, t.Kernel) && !uses(t.From, t.Kernel) })
+		of := slices.DeleteFunc(all, func(t template.Template) bool {
+			return !uses(t.Disk, t.Kernel) && !uses(t.From, t.Kernel) && t.Damaged == ""
+		})
 		for _, t := range of {
 			if t.Snapshot && !t.Retired() {
 				return errs.New(errs.Conflict, "it is in use by snapshot %s", t.Name).Try("banger snapshot rm %s", t.Name)

@@ -82,7 +82,8 @@ type VM struct {
 
 	Template  string `json:"template,omitempty"`  // or snapshot, whose disk the VM's lies on
 	Pristine  bool   `json:"pristine,omitempty"`  // its guest has never run, so that it can go on from that
-	Suspended string `json:"suspended,omitempty"` // key of its machine, which is kept in its directory
+	Hardware  string `json:"hardware,omitempty"`  // key of what its machine is, as it was launched
+	Suspended bool   `json:"suspended,omitempty"` // its machine is kept in its directory
 
 	CreatedAt time.Time     `json:"created_at"`
 	StartedAt time.Time     `json:"started_at,omitzero"`

@@ -53,7 +53,7 @@ func baseOf(img image.Image) disk.Base {
 }
 
 // formats changes when machines of an earlier banger can't be gone on from.
-const formats = "1"
+const formats = "2"
 
 // templateKey is a digest of all that v must have in common with what it goes on from: that of
 // its machine, which is returned too, and the image and size of its disk.
@@ -69,13 +69,28 @@ func (m *Manager) templateKey(ctx context.Context, v VM, img image.Image, k kern
 // machineKey is a digest of what v's machine would be if it were launched now, but for its disk:
 // its VMM, CPU and devices, and its kernel.
 func (m *Manager) machineKey(ctx context.Context, v VM, k kernel.Kernel) (string, error) {
-	initramfs, err := m.Kernels.Initramfs(ctx, k)
+	spec, err := m.specNow(ctx, v, k)
 	if err != nil {
 		return "", err
 	}
-	backend, accel, err := m.Hypervisor.Choose(ctx, v.Spec, k.Vmlinux)
+	hardware, err := m.hardwareOf(spec)
 	if err != nil {
 		return "", err
+	}
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s\n%s %s", hardware, k.SHA256, filepath.Base(spec.Initramfs))
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// specNow describes the machine that v would have if it were launched now, but for its root disk.
+func (m *Manager) specNow(ctx context.Context, v VM, k kernel.Kernel) (hypervisor.MachineSpec, error) {
+	initramfs, err := m.Kernels.Initramfs(ctx, k)
+	if err != nil {
+		return hypervisor.MachineSpec{}, err
+	}
+	backend, accel, err := m.Hypervisor.Choose(ctx, v.Spec, k.Vmlinux)
+	if err != nil {
+		return hypervisor.MachineSpec{}, err
 	}
 	spec := m.describe(v, k, initramfs, backend, accel, hypervisor.Disk{})
 	switch v.Spec.Net {
@@ -84,18 +99,26 @@ func (m *Manager) machineKey(ctx context.Context, v VM, k kernel.Kernel) (string
 	case NetBridge:
 		spec.NICs = []hypervisor.NIC{{Mode: hypervisor.NICTAP}}
 	}
+	return spec, nil
+}
+
+// hardwareOf is a digest of what a machine must have in common with one that goes on from it: all
+// but what is in its memory by then.
+func (m *Manager) hardwareOf(spec hypervisor.MachineSpec) (string, error) {
 	kin, err := m.Hypervisor.Kin(spec)
 	if err != nil {
 		return "", err
 	}
-	var modules int64 // what else there is of a kernel is in the initramfs, which is named by its content
-	if k.ModulesImage != "" {
-		if info, err := os.Stat(k.ModulesImage); err == nil {
-			modules = info.Size()
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s\n%s", formats, kin)
+	for _, d := range spec.Disks {
+		if !d.ReadOnly { // the root disk, which goes along
+			continue
+		}
+		if info, err := os.Stat(d.Path); err == nil { // without it no machine starts
+			fmt.Fprintf(sum, "\n%d", info.Size())
 		}
 	}
-	sum := sha256.New()
-	fmt.Fprintf(sum, "%s\n%s\n%s %s %d", formats, kin, k.SHA256, filepath.Base(initramfs), modules)
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
@@ -273,10 +296,14 @@ func (m *Manager) fromWhich(ctx context.Context, v VM) (template.Template, error
 	if err != nil {
 		return t, err
 	}
-	if machine, err := m.machineKey(ctx, v, k); err != nil {
+	keyNow := m.machineKey
+	if t.Snapshot {
+		keyNow = m.hardwareKey
+	}
+	if machine, err := keyNow(ctx, v, k); err != nil {
 		return t, err
 	} else if machine != t.Machine {
-		return t, errors.New("its template is of a machine that this host would not make now")
+		return t, errOtherMachine
 	}
 	return t, nil
 }

@@ -34,6 +34,9 @@ const (
 	anyBandwidth = 1 << 50 // bytes a second
 
 	pipeBytes = 1 << 20 // what an unprivileged process may have
+
+	// undoLimit bounds how long a machine that could not be saved may take to go on.
+	undoLimit = 10 * time.Second
 )
 
 // memoryBackend has the machine's memory be the object of savedMemory.
@@ -154,7 +157,8 @@ func (m *machine) Save(ctx context.Context, memory, state *os.File) error {
 		err = m.save(ctx, memory, state)
 	}
 	if err != nil {
-		undo := context.WithoutCancel(ctx)
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+		defer cancel()
 		_ = m.monitor.Execute(undo, "migrate_cancel", nil, nil) // says nothing if there is nothing to cancel
 		if was.Running {
 			err = errors.Join(err, m.Resume(undo))
@@ -171,6 +175,14 @@ func (m *machine) save(ctx context.Context, memory, state *os.File) error {
 	}
 	if err := m.monitor.Execute(ctx, "query-memory-size-summary", nil, &size); err != nil {
 		return err
+	}
+	// It is QEMU that says so, and that may be its guest's by now. None was given more than the host has.
+	var host unix.Sysinfo_t
+	if err := unix.Sysinfo(&host); err != nil {
+		return err
+	}
+	if most := int64(host.Totalram) * int64(host.Unit); size.Base <= 0 || size.Base%pageBytes != 0 || size.Base > most {
+		return fmt.Errorf("QEMU says that it has %d bytes of memory", size.Base)
 	}
 	if err := memory.Truncate(size.Base); err != nil {
 		return err
@@ -198,7 +210,13 @@ func (m *machine) save(ctx context.Context, memory, state *os.File) error {
 		out.Close()
 		return errors.Join(err, <-written)
 	}
-	return <-written
+	select {
+	case err := <-written:
+		return err
+	case <-ctx.Done(): // QEMU keeps its end open
+		out.Close()
+		return errors.Join(ctx.Err(), <-written)
+	}
 }
 
 // Kin tells which machines can go on from each other's state; see [hypervisor.Hypervisor].

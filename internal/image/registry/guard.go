@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"syscall"
 	"time"
@@ -37,11 +38,14 @@ func isLoopback(address string) bool {
 		host = h
 	}
 	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-	return host == "localhost" || strings.HasSuffix(host, ".localhost") || isThisHost(net.ParseIP(host))
+	ip, _ := netip.ParseAddr(host) // with its zone, if it has one; no address is nowhere
+	return host == "localhost" || strings.HasSuffix(host, ".localhost") || isThisHost(ip.Unmap())
 }
 
 // isThisHost tells whether what connects to ip stays on this host.
-func isThisHost(ip net.IP) bool { return ip.IsLoopback() || ip != nil && ip.IsUnspecified() }
+func isThisHost(ip netip.Addr) bool {
+	return ip.WithZone("").IsLoopback() || ip.WithZone("").IsUnspecified()
+}
 
 // dialer connects to a registry; to one elsewhere, also by no name that means this host. A proxy
 // here is reached all the same.

@@ -44,7 +44,7 @@ func TestRedirects(t *testing.T) {
 
 func TestPlainTextIsForThisHostOnly(t *testing.T) {
 	for address, want := range map[string]bool{
-		"127.0.0.1:5000": true, "[::1]:5000": true, "localhost": true, "localhost:5000": true, "127.9.9.9": true,
+		"127.0.0.1:5000": true, "[::1]:5000": true, "[::1%lo]:5000": true, "::ffff:127.0.0.1": true, "[fe80::1%eth0]:5000": false, "localhost": true, "localhost:5000": true, "127.9.9.9": true,
 		"10.0.0.1:5000": false, "registry.local": false, "localhost.example.com": false, "192.168.1.1": false,
 	} {
 		if got := isLoopback(address); got != want {
