@@ -260,11 +260,14 @@ func (m *Manager) become(ctx context.Context, o *op.Operation, w waiting, name s
 	if err := m.ready(ctx, x, r, &origin{ready: true}); err != nil {
 		return v, err
 	}
-	return m.update(ctx, v.ID, "claimed", func(y *VM) error {
+	if v, err = m.update(ctx, v.ID, "claimed", func(y *VM) error {
 		y.Name, y.Spec, y.CreatedAt = x.Name, x.Spec, begin.UTC()
 		y.StartedAt, y.StartTook, y.StartKind = time.Now().UTC(), time.Since(begin), Warm
 		return y.To(Running, "")
-	})
+	}); err != nil {
+		return v, err
+	}
+	return v, ctx.Err() // had the lease ended just before, nobody would have seen whose it is
 }
 
 // freeName returns the name asked for, or invents one. errs.Conflict if it is taken.
