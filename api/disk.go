@@ -7,7 +7,7 @@ import (
 
 // DiskUse is what one thing of banger's takes of the host's disk.
 type DiskUse struct {
-	Kind           string `json:"kind" enum:"vm,image,kernel,template,cache"`
+	Kind           string `json:"kind" enum:"vm,image,kernel,template,snapshot,cache"`
 	Name           string `json:"name"`
 	Driver         string `json:"driver,omitempty" doc:"Of a VM's disk"`
 	ExclusiveBytes int64  `json:"exclusive_bytes" doc:"What its removal would give back"`

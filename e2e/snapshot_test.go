@@ -35,6 +35,9 @@ func TestMemoryGoesOn(t *testing.T) {
 	if got := b.ok("snapshot", a, "ready"); got != "ready\n" {
 		t.Errorf("the snapshot is called %q", got)
 	}
+	if u := b.useOf("snapshot", "ready"); u.ExclusiveBytes < 10<<20 {
+		t.Errorf("the ledger has of the snapshot %+v", u)
+	}
 	next(a, "2")
 	b.ok("run", "-d", "--name", "later", "--from", "ready", "-e", "NEW=1")
 	next("later", "2")
@@ -46,6 +49,9 @@ func TestMemoryGoesOn(t *testing.T) {
 		next(c, "3")
 	}
 	b.ok("suspend", a, copies[0])
+	if u := b.use(a); u.ExclusiveBytes < 10<<20 {
+		t.Errorf("the ledger has of the suspended VM %+v", u)
+	}
 	b.killDaemon()
 	if v := b.inspect(a); v.State != api.StateSuspended || v.PID != 0 {
 		t.Errorf("suspended it is %+v", v)

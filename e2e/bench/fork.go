@@ -33,7 +33,7 @@ func forkPause(b *bench) (figures []Figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return []Figure{{"fork_pause", median(silences), "ms", n, 1,
+	return []Figure{{"fork_pause", median(silences), "ms", n, 0,
 		fmt.Sprintf("the longest silence of a VM of 512 MiB while it is forked; %.0f to %.0f", slices.Min(silences), slices.Max(silences))}}, nil
 }
 

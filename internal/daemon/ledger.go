@@ -8,9 +8,10 @@ import (
 
 	"banger/api"
 	"banger/internal/image/shelf"
+	"banger/internal/vm"
 )
 
-// DiskUses is the ledger of the host's space: each image and kernel once, each VM with
+// DiskUses is the ledger of the host's space: each image, kernel and saved machine once, each VM with
 // what it has for itself, and the caches.
 func (l *library) DiskUses(ctx context.Context) ([]api.DiskUse, error) {
 	images, err := l.Images(ctx)
@@ -52,6 +53,17 @@ func (l *library) DiskUses(ctx context.Context) ([]api.DiskUse, error) {
 		}
 		uses = append(uses, artefact("template", t.Name, bytes, templateUsers[t.Name]))
 	}
+	snapshots, snapshotUsers, err := l.vms.ListSnapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range snapshots {
+		bytes, err := t.Allocated()
+		if err != nil {
+			return nil, err
+		}
+		uses = append(uses, artefact("snapshot", t.Name, bytes, snapshotUsers[t.Name]))
+	}
 	for _, v := range vms {
 		u := l.vms.DiskUsage(v)
 		use := api.DiskUse{Kind: "vm", Name: v.Name, Driver: v.Disk.Driver, ExclusiveBytes: u.AllocatedBytes}
@@ -59,6 +71,13 @@ func (l *library) DiskUses(ctx context.Context) ([]api.DiskUse, error) {
 			for b := &v.Base; b != nil; b = b.On {
 				use.SharedBytes += allocated[b.Path]
 			}
+		}
+		if v.State == vm.Suspended { // and what it goes on from
+			kept, err := allocatedBelow(filepath.Dir(l.vms.Dirs.Kept(v.ID).Memory))
+			if err != nil {
+				return nil, err
+			}
+			use.ExclusiveBytes += kept
 		}
 		if freed := l.vms.Freed(ctx, v); freed >= 0 {
 			use.FreedBytes = &freed
