@@ -7,17 +7,19 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
 
 // suite is the tests of a package, run in the lab.
 type suite struct {
-	pkg   string        // path in the checkout
-	tests string        // pattern of the tests to run, as of go test -run; "" for all
-	long  string        // pattern of tests that take many minutes: they are run on request too
-	short bool          // it is part of a short run: what is quick, and what only the lab can show
-	limit time.Duration // of the whole suite; it is no measure, for the host may be busy
+	pkg    string        // path in the checkout
+	tests  string        // pattern of the tests to run, as of go test -run; "" for all
+	long   string        // pattern of tests that take many minutes: they are run on request too
+	short  bool          // it is part of a short run: what is quick, and what only the lab can show
+	reboot bool          // the lab is restarted before it
+	limit  time.Duration // of the whole suite; it is no measure, for the host may be busy
 }
 
 // suites is what the lab is for: tests of what a host offers, which the machines that
@@ -36,6 +38,7 @@ var suites = []suite{
 	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", limit: 15 * time.Minute},
 	{pkg: "internal/hypervisor/proof", tests: "KVM", short: true, limit: 5 * time.Minute},
 	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|Firecracker$|FirecrackerWarm", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
+	{pkg: "e2e/installed", tests: "TestPackage", limit: 15 * time.Minute},
 }
 
 func (s suite) String() string {
@@ -75,6 +78,22 @@ func benchCommand(name string) []string {
 	}
 }
 
+// packageSuite is the package whose tests install Debian's package of banger: the older, and
+// then the newer.
+const packageSuite = "e2e/installed"
+
+// makePackages makes those, as make deb does, of this checkout.
+func (l *lab) makePackages(ctx context.Context) error {
+	for _, version := range []string{"v0.1.0", "v0.2.0"} {
+		c := exec.CommandContext(ctx, "make", "-s", "-C", l.root, "deb", "VERSION="+version, "BIN=build/lab/bin", "DEB="+l.tests())
+		c.Stdout, c.Stderr = os.Stderr, os.Stderr
+		if err := c.Run(); err != nil {
+			return fmt.Errorf("make deb: %w", err)
+		}
+	}
+	return nil
+}
+
 // guestBinary is the guest of hypervisortest, which tests can't build where there is no Go.
 const guestBinary = "guest"
 
@@ -91,55 +110,10 @@ func (l *lab) compile(ctx context.Context, chosen []suite) error {
 			return err
 		}
 	}
+	if slices.ContainsFunc(chosen, func(s suite) bool { return s.pkg == packageSuite }) {
+		if err := l.makePackages(ctx); err != nil {
+			return err
+		}
+	}
 	return l.goTool(ctx, "build", "-o", filepath.Join(l.tests(), guestBinary), "./internal/hypervisor/hypervisortest/guest")
-}
-
-// install copies into the lab what the suites need, in place of what an earlier run has
-// left there.
-func (l *lab) install(ctx context.Context, chosen []suite) error {
-	dirs := []string{inLab, path.Join(inLab, "runtime/kernels"), path.Join(inLab, "runtime/images"), path.Join(inLab, "bin"), path.Join(inLab, "bin-faults")}
-	copies := [][2]string{
-		{l.tests(), path.Join(inLab, "tests")},
-		{filepath.Join(l.root, "runtime/bundle.json"), path.Join(inLab, "runtime/bundle.json")},
-		{filepath.Join(l.root, "runtime/kernels/debian"), path.Join(inLab, "runtime/kernels/debian")},
-		{filepath.Join(l.root, "runtime/images/tiny"), path.Join(inLab, "runtime/images/tiny")},
-	}
-	for _, bin := range []string{"bin", "bin-faults"} {
-		for _, program := range []string{"banger", "bangerd"} { // which has banger-guest in it
-			copies = append(copies, [2]string{filepath.Join(l.root, "build", bin, program), path.Join(inLab, bin, program)})
-		}
-	}
-	for _, s := range chosen {
-		src := path.Join(inLab, "src", s.pkg)
-		dirs = append(dirs, src)
-		if data := filepath.Join(l.root, s.pkg, "testdata"); isDir(data) {
-			copies = append(copies, [2]string{data, path.Join(src, "testdata")})
-		}
-	}
-	// Programs that Debian does not have come from this host, if it has them.
-	for _, program := range []string{"firecracker", "jailer", "firecracker-v1.7.0"} {
-		if path, err := exec.LookPath(program); err == nil {
-			copies = append(copies, [2]string{path, "/usr/local/bin/" + program})
-		}
-	}
-	for _, argv := range [][]string{
-		{"udevadm", "settle"}, // it loads modules, which no unit of the boot waits for
-		{"rm", "-rf", inLab},
-		append([]string{"mkdir", "-p"}, dirs...),
-	} {
-		if err := l.exec(ctx, os.Stdout, os.Stderr, argv); err != nil {
-			return err
-		}
-	}
-	for _, c := range copies {
-		if err := l.command(ctx, "cp", c[0], vmName+":"+c[1]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func isDir(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
 }
