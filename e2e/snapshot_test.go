@@ -2,11 +2,15 @@ package e2e
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -85,6 +89,22 @@ func TestMemoryGoesOn(t *testing.T) {
 	}
 }
 
+// freePort finds a port of this host's that nobody is given who does not ask for it.
+func freePort(t *testing.T) string {
+	t.Helper()
+	for {
+		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 20000+rand.N(10000)))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+}
+
 // A VM that is kept and forked has its connections still, and each copy has an address of its own
 // and no other.
 func TestConnectionsOutliveSnapshotAndFork(t *testing.T) {
@@ -97,12 +117,7 @@ func TestConnectionsOutliveSnapshotAndFork(t *testing.T) {
 			flags := []string{"--net", mode, "--memory", "128M"}
 			address := ""
 			if mode == "user" {
-				l, err := net.Listen("tcp4", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
-				address = l.Addr().String()
-				l.Close()
+				address = freePort(t)
 				flags = append(flags, "-p", address+":7777")
 			}
 			a := b.vm(flags...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -122,6 +123,10 @@ func (a *app) customize(ctx context.Context, client *api.Client, c customize) (e
 	}
 	if c.interactive {
 		err = a.exec(ctx, client, vm.ID, api.Exec{TTY: isTerminal(a.Stdin) && isTerminal(a.Stdout)})
+		if _, ended := errors.AsType[exitCode](err); err != nil && !ended { // what was done by hand is there still
+			return errs.New(errs.Unavailable, "VM %s is left", shown(vm.Name)).Because(err).
+				Try("go on with it: banger exec %s; or keep its disk: banger commit --stop %s %s; then: banger rm -f %s", vm.Name, vm.Name, c.commit.Name, vm.Name)
+		}
 		if err != nil {
 			err = errs.New(errs.Conflict, "the shell did not end with status 0, so no image is made").Because(err)
 		}

@@ -321,8 +321,16 @@ func (d *Daemon) Serve(ctx context.Context, ready func()) error {
 	if derr := d.ops.Drain(drain); derr != nil {
 		d.opts.Log.Warn("operations did not end in time; the next daemon will recover them")
 	}
-	if err := d.vms.EndPool(drain); err != nil {
-		d.opts.Log.Warn("VMs of the pool are left; the next daemon will remove them", "err", err)
+	ended := make(chan error, 1)
+	go func() { ended <- d.vms.EndPool(drain) }() // a VMM that can't be killed is not waited for
+	var left error
+	select {
+	case left = <-ended:
+	case <-drain.Done():
+		left = drain.Err()
+	}
+	if left != nil {
+		d.opts.Log.Warn("VMs of the pool are left; the next daemon will remove them", "err", left)
 	}
 	cancel() // of streams and followers
 	return errors.Join(err, srv.Shutdown(drain))

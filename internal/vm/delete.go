@@ -97,7 +97,12 @@ func (m *Manager) endMachine(ctx context.Context, v VM) error {
 // markFailed records why a VM can't go on. Failing to record it leaves the VM in a state
 // that recovery resolves.
 func (m *Manager) markFailed(ctx context.Context, id string, reason error) {
-	_, err := m.update(context.WithoutCancel(ctx), id, "failed", func(x *VM) error { return x.To(Failed, reason.Error()) })
+	_, err := m.update(context.WithoutCancel(ctx), id, "failed", func(x *VM) error {
+		if x.State == Suspended && x.Suspended { // what is kept of it is whole
+			return x.To(Suspended, reason.Error())
+		}
+		return x.To(Failed, reason.Error())
+	})
 	if err != nil && errs.KindOf(err) != errs.NotFound {
 		m.Log.Error("record that a VM failed", "vm", id, "reason", reason, "err", err)
 	}

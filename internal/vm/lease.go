@@ -34,6 +34,14 @@ func (l *leases) within(ctx context.Context, id string) (_ context.Context, rele
 	return ctx, func() { stop(); cancel() }, true
 }
 
+// isHeld tells whether a lease has not ended yet.
+func (l *leases) isHeld(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, held := l.held[id]
+	return held
+}
+
 // OpenLease starts a lease and returns its id, for [Manager.EndLease].
 func (m *Manager) OpenLease() string {
 	id := rand.Text()

@@ -119,9 +119,11 @@ func (m *Manager) addToPool(ctx context.Context, o *op.Operation, spec Spec) (er
 	if err != nil {
 		return err
 	}
-	g, err := m.Guest(ctx, v.ID)
+	rehearsal, cancel := context.WithTimeout(ctx, warmLimit) // a machine that has halted says nothing
+	defer cancel()
+	g, err := m.Guest(rehearsal, v.ID)
 	if err == nil {
-		err = g.Call(ctx, proto.MethodRehearse, nil, nil)
+		err = g.Call(rehearsal, proto.MethodRehearse, nil, nil)
 	}
 	if err == nil {
 		_, err = m.Pause(ctx, v.ID)
@@ -198,6 +200,15 @@ func asked(s Spec) Spec {
 	return s
 }
 
+// isFilling tells whether VMs are being made for the pool.
+func (p *pool) isFilling() bool {
+	if !p.filling.TryLock() {
+		return true
+	}
+	p.filling.Unlock()
+	return false
+}
+
 // claim gives who asks for a VM like one of the pool that one. ok is false if there is none.
 func (m *Manager) claim(ctx context.Context, o *op.Operation, req Request, spec Spec, begin time.Time) (_ VM, ok bool) {
 	if !req.Start || req.Boot == Cold || req.From != nil || req.throwaway || req.pooled || len(spec.Forwards) > 0 {
@@ -210,6 +221,9 @@ func (m *Manager) claim(ctx context.Context, o *op.Operation, req Request, spec 
 	}
 	taken := m.pool.take(1, func(w waiting) bool { return reflect.DeepEqual(asked(w.spec), asked(spec)) })
 	if len(taken) == 0 {
+		if m.Pool.Images[spec.Image] > 0 && !m.pool.isFilling() { // what went wrong last time may go well now
+			m.PoolWanted()
+		}
 		return VM{}, false
 	}
 	v, err := m.become(ctx, o, taken[0], req.Name, spec, begin)
@@ -267,7 +281,10 @@ func (m *Manager) become(ctx context.Context, o *op.Operation, w waiting, name s
 	}); err != nil {
 		return v, err
 	}
-	return v, ctx.Err() // had the lease ended just before, nobody would have seen whose it is
+	if spec.Lease != "" && !m.leases.isHeld(spec.Lease) { // who ended it has not seen whose this is
+		return v, errors.New("the client that wanted it has gone")
+	}
+	return v, nil
 }
 
 // freeName returns the name asked for, or invents one. errs.Conflict if it is taken.

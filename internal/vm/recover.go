@@ -88,7 +88,7 @@ func (m *Manager) recoverVM(ctx context.Context, v VM) error {
 	if err := m.Dirs.Save(v); err != nil { // the last daemon may have died before it could
 		m.Log.Warn("keep a copy of a VM's row", "vm", v.ID, "err", err)
 	}
-	if v.State != Suspended || !v.Suspended { // what is kept may be half saved, or older than its disk
+	if !v.Suspended { // what is kept may be half saved, or older than its disk
 		if err := m.Dirs.DropKept(v.ID); err != nil {
 			m.Log.Warn("drop what was kept of a machine", "vm", v.ID, "err", err)
 		}

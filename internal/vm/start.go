@@ -172,7 +172,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	if from != nil {
 		spec.From = from.saved
 	}
-	hardware, err := m.hardwareOf(spec)
+	hardware, err := m.hardwareNow(ctx, v)
 	if err != nil {
 		m.Log.Info("a VM's machine can't be kept", "vm", v.ID, "err", err)
 	}
@@ -184,6 +184,9 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	v.Machine = &rec // what the undo above needs to find it
 	r := &running{machine: machine, connect: m.Connect, reconnect: m.Reconnect}
 	u.Push("connection to VM "+v.ID, func(context.Context) error { return r.close() })
+	if err := forwardAll(ctx, v, machine); err != nil { // before the row gives up what is kept
+		return v, err
+	}
 	launched := starting(v)
 	for i := range launched {
 		launched[i].Status = Live
@@ -193,9 +196,6 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		x.Suspended = false // its disk is about to change, and then what is kept is worth nothing
 		return nil
 	}, append(launched, Change{KindDisk, Live}, Change{KindDirectory, Live})...); err != nil {
-		return v, err
-	}
-	if err := forwardAll(ctx, v, machine); err != nil {
 		return v, err
 	}
 

@@ -47,6 +47,9 @@ func (m *Manager) Suspend(ctx context.Context, o *op.Operation, id string) (VM, 
 		return x.To(Suspended, "")
 	})
 	if err != nil {
+		if now, lost := m.Store.Get(ctx, id); lost == nil && !now.Suspended {
+			err = errors.Join(err, m.Dirs.DropKept(id))
+		}
 		return v, errors.Join(err, m.agree(ctx, id, r))
 	}
 	return suspended, m.removeMachine(ctx, suspended)
@@ -98,7 +101,11 @@ func (m *Manager) hardwareKey(ctx context.Context, v VM, k kernel.Kernel) (strin
 	if err != nil {
 		return "", err
 	}
-	return m.hardwareOf(spec)
+	hardware, err := m.hardwareOf(spec)
+	if k.ModulesImage != "" { // a disk of the machine's, and one kernel's only
+		hardware += " " + k.SHA256
+	}
+	return hardware, err
 }
 
 // wake has a suspended VM go on where it was; with a boot of Cold it begins anew from its disk.
@@ -141,10 +148,18 @@ func (m *Manager) wake(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		}
 		return running, nil
 	}
-	now, lost := m.Store.Get(ctx, v.ID)
-	if lost == nil && now.Suspended { // its guest has not run
-		return was, errors.Join(err, m.neverStarted(ctx, was))
+	if _, left := errors.AsType[leftBehind](err); left {
+		m.markFailed(ctx, was.ID, err)
+		return was, err
 	}
-	m.markFailed(ctx, was.ID, err)
+	now, lost := m.Store.Get(ctx, v.ID)
+	switch {
+	case lost != nil: // recovery will tell
+		err = errors.Join(err, lost)
+	case now.Suspended: // its guest has not run
+		err = errors.Join(err, m.neverStarted(ctx, was))
+	default:
+		m.markFailed(ctx, was.ID, err)
+	}
 	return was, err
 }

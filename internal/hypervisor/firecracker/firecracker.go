@@ -217,6 +217,11 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 	if err := m.open(console.GapNote); err != nil {
 		return nil, fmt.Errorf("adopt machine %s: %w", rec.VMID, err)
 	}
+	for _, name := range []string{savedMemory, savedState} { // of a daemon that died while it saved
+		if err := removeIfThere(m.path(name)); err != nil {
+			return nil, fmt.Errorf("adopt machine %s: %w", rec.VMID, err)
+		}
+	}
 	m.knocked() // perhaps while nobody listened: it is worth a try
 	u.Disarm()
 	m.Adopted(handle, m.bury)
