@@ -138,6 +138,24 @@ func TestAFullHostPausesAVM(t *testing.T) {
 	}
 }
 
+// A snapshot of device-mapper's is given up by the kernel when the host has no room for what is written to
+// it: its VM fails and tells why, and what it was a snapshot of is as it was.
+func TestAFullHostFailsAVMOnDeviceMapper(t *testing.T) {
+	if _, err := os.Stat("/dev/mapper/control"); err != nil {
+		t.Skipf("SKIP: no device-mapper: %v", err)
+	}
+	b := bangerWithImage(t, disktest.Mount(t, "ext4", 300<<20, "mkfs.ext4", "-q"))
+	b.ok("run", "-d", "--backend", "qemu", "--image", "tiny", "--name", "web", "--disk", "3G", "--disk-driver", "dm")
+	b.ok("exec", "web", "--", "sh", "-c", "(head -c 400000000 /dev/urandom >/root/file; sync) </dev/null >/dev/null 2>&1 &")
+	b.until("web", api.StateFailed)
+	if v := b.inspect("web"); !strings.Contains(v.Error, "snapshot is now") {
+		t.Errorf("why: %s", v.Error)
+	}
+	b.ok("system", "verify") // the image, by its hash
+	b.ok("rm", "-f", "web")
+	b.ok("run", "--rm", "--backend", "qemu", "--image", "tiny", "--disk-driver", "dm", "--", "true")
+}
+
 // A disk that someone has cut or written to is not started with: who tries is told which file.
 func TestADiskChangedByHand(t *testing.T) {
 	b := newBanger(t)

@@ -14,12 +14,11 @@ import (
 
 // suite is the tests of a package, run in the lab.
 type suite struct {
-	pkg    string        // path in the checkout
-	tests  string        // pattern of the tests to run, as of go test -run; "" for all
-	long   string        // pattern of tests that take many minutes: they are run on request too
-	short  bool          // it is part of a short run: what is quick, and what only the lab can show
-	reboot bool          // the lab is restarted before it
-	limit  time.Duration // of the whole suite; it is no measure, for the host may be busy
+	pkg   string        // path in the checkout
+	tests string        // pattern of the tests to run, as of go test -run; "" for all
+	long  string        // pattern of tests that take many minutes: they are run on request too
+	short bool          // it is part of a short run: what is quick, and what only the lab can show
+	limit time.Duration // of the whole suite; it is no measure, for the host may be busy
 }
 
 // suites is what the lab is for: tests of what a host offers, which the machines that
@@ -37,7 +36,7 @@ var suites = []suite{
 	{pkg: "internal/hypervisor/qemu", tests: "KVM", limit: 15 * time.Minute},
 	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", limit: 15 * time.Minute},
 	{pkg: "internal/hypervisor/proof", tests: "KVM", short: true, limit: 5 * time.Minute},
-	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|Firecracker$|FirecrackerWarm", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
+	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|DeviceMapper|Firecracker$|FirecrackerWarm", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
 	{pkg: "e2e/installed", tests: "TestPackage", limit: 15 * time.Minute},
 }
 
