@@ -144,7 +144,7 @@ func TestAFullHostFailsAVMOnDeviceMapper(t *testing.T) {
 	if _, err := os.Stat("/dev/mapper/control"); err != nil {
 		t.Skipf("SKIP: no device-mapper: %v", err)
 	}
-	b := bangerWithImage(t, disktest.Mount(t, "ext4", 300<<20, "mkfs.ext4", "-q"))
+	b := bangerWithImage(t, disktest.Mount(t, "ext4", 640<<20, "mkfs.ext4", "-q"))
 	b.ok("run", "-d", "--backend", "qemu", "--image", "tiny", "--name", "web", "--disk", "3G", "--disk-driver", "dm")
 	b.ok("exec", "web", "--", "sh", "-c", "(head -c 400000000 /dev/urandom >/root/file; sync) </dev/null >/dev/null 2>&1 &")
 	b.until("web", api.StateFailed)
