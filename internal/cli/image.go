@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -147,6 +148,32 @@ func listCommand[T any](a *app, what string, list func(*api.Client, context.Cont
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "as a JSON array")
 	return cmd
+}
+
+// inspectCommand is the inspect of a noun other than a VM, of which all are listed.
+func inspectCommand[T any](a *app, noun, example string, list func(*api.Client, context.Context) ([]T, error), nameOf func(T) string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "inspect NAME…",
+		Short:   fmt.Sprintf("Show all there is to know of %ss, as a JSON array", noun),
+		Example: fmt.Sprintf("  banger %s inspect %s", noun, example),
+		Args:    args(1, -1, "a "+noun),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			all, err := list(client, cmd.Context())
+			if err != nil {
+				return err
+			}
+			return inspect(a, names, func(name string) (found T, err error) {
+				if i := slices.IndexFunc(all, func(x T) bool { return nameOf(x) == name }); i >= 0 {
+					return all[i], nil
+				}
+				return found, &api.Error{Code: "not_found", Message: "there is no " + noun + " " + name, Hint: "banger " + noun + " ls lists those there are"}
+			})
+		},
+	}
 }
 
 // removeCommand is the rm of a noun other than a VM.

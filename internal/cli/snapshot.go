@@ -50,7 +50,7 @@ reads them.`,
 			return nil
 		},
 	}
-	cmd.AddCommand(listCommand(a, "snapshots", (*api.Client).Snapshots, snapshotRows), a.snapshotInspectCommand(),
+	cmd.AddCommand(listCommand(a, "snapshots", (*api.Client).Snapshots, snapshotRows), inspectCommand(a, "snapshot", "ready", (*api.Client).Snapshots, func(x api.Snapshot) string { return x.Name }),
 		removeCommand(a, "snapshot", (*api.Client).RemoveSnapshot))
 	return cmd
 }
@@ -66,33 +66,6 @@ func snapshotRows(all []api.Snapshot) [][]string {
 			s.Net, bytesText(s.Bytes), ago(time.Since(s.CreatedAt)), strings.Join(s.UsedBy, ",")})
 	}
 	return rows
-}
-
-func (a *app) snapshotInspectCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "inspect NAME…",
-		Short:   "Show all there is to know of snapshots, as a JSON array",
-		Example: "  banger snapshot inspect ready",
-		Args:    args(1, -1, "a snapshot"),
-		RunE: func(cmd *cobra.Command, names []string) error {
-			client, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			all, err := client.Snapshots(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return inspect(a, names, func(name string) (api.Snapshot, error) {
-				for _, s := range all {
-					if s.Name == name {
-						return s, nil
-					}
-				}
-				return api.Snapshot{}, &api.Error{Code: "not_found", Message: "there is no snapshot " + name, Hint: "banger snapshot ls lists those there are"}
-			})
-		},
-	}
 }
 
 func (a *app) forkCommand() *cobra.Command {

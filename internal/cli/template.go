@@ -23,7 +23,7 @@ cache: all can be removed at any time.`,
 	}
 	group(cmd)
 	cmd.AddCommand(listCommand(a, "templates", (*api.Client).Templates, templateRows),
-		a.templateInspectCommand(), a.templateBuildCommand(), a.templateRmCommand(), a.templatePruneCommand())
+		inspectCommand(a, "template", "debian-5f2c0a9b", (*api.Client).Templates, func(x api.Template) string { return x.Name }), a.templateBuildCommand(), a.templateRmCommand(), a.templatePruneCommand())
 	return cmd
 }
 
@@ -38,33 +38,6 @@ func templateRows(ts []api.Template) [][]string {
 			t.Net, t.Accel, bytesText(t.Bytes), used, strings.Join(t.UsedBy, ",")})
 	}
 	return rows
-}
-
-func (a *app) templateInspectCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "inspect NAME…",
-		Short:   "Show all there is to know of templates, as a JSON array",
-		Example: "  banger template inspect debian-5f2c0a9b",
-		Args:    args(1, -1, "a template"),
-		RunE: func(cmd *cobra.Command, names []string) error {
-			client, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			all, err := client.Templates(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return inspect(a, names, func(name string) (api.Template, error) {
-				for _, t := range all {
-					if t.Name == name {
-						return t, nil
-					}
-				}
-				return api.Template{}, &api.Error{Code: "not_found", Message: "there is no template " + name, Hint: "banger template ls lists those there are"}
-			})
-		},
-	}
 }
 
 func (a *app) templateBuildCommand() *cobra.Command {

@@ -1,6 +1,7 @@
 package hypervisor
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -68,4 +69,16 @@ func CheckFile(path string) error {
 		return errs.New(errs.Invalid, "%s is no regular file", path)
 	}
 	return nil
+}
+
+// CheckSaved finds out the same of what a machine is to go on from.
+func CheckSaved(spec MachineSpec) error {
+	if err := errors.Join(CheckFile(spec.From.Memory), CheckFile(spec.From.State)); err != nil {
+		return err
+	}
+	info, err := os.Stat(spec.From.Memory)
+	if err == nil && info.Size() != spec.MemoryBytes {
+		err = errs.New(errs.Invalid, "%s has %d bytes, and the machine %d", spec.From.Memory, info.Size(), spec.MemoryBytes)
+	}
+	return err
 }

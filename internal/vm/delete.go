@@ -52,8 +52,10 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 	}
 	m.usages.forget(v.Disk)
 	if err == nil && v.Template != "" {
-		if err := m.dropRetired(ctx); err != nil {
-			m.Log.Warn("remove what nothing goes on from any more", "template", v.Template, "err", err)
+		if t, err := m.Templates.Get(v.Template); err == nil && t.Retired() { // this may have been its last
+			if err := m.dropRetired(ctx); err != nil {
+				m.Log.Warn("remove what nothing goes on from any more", "template", v.Template, "err", err)
+			}
 		}
 	}
 	if err != nil {

@@ -62,9 +62,7 @@ func (m *Manager) snapshot(ctx context.Context, o *op.Operation, id string, t te
 		return t, err
 	}
 	defer stage.Discard()
-	m.making.mu.Lock()
-	now.dir = stage.Dir
-	m.making.mu.Unlock()
+	m.making.in(now, stage.Dir)
 	o.Stage("saving the machine", 0, 0)
 	if t.Disk, err = m.saveMoment(ctx, v, r, stage); err != nil {
 		return t, err

@@ -161,7 +161,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 		}
 	}()
 	u.Push("machine of VM "+v.ID, func(ctx context.Context) error { return m.removeMachine(ctx, v) })
-	spec, err := m.machineSpec(ctx, v)
+	spec, hardware, err := m.machineSpec(ctx, v)
 	if err != nil {
 		return v, err
 	}
@@ -171,10 +171,6 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	o.Stage("starting the machine", 0, 0)
 	if from != nil {
 		spec.From = from.saved
-	}
-	hardware, err := m.hardwareNow(ctx, v)
-	if err != nil {
-		m.Log.Info("a VM's machine can't be kept", "vm", v.ID, "err", err)
 	}
 	machine, err := m.Hypervisor.Launch(ctx, spec)
 	if err != nil {
@@ -323,29 +319,24 @@ func (m *Manager) initDone(ctx context.Context, r *running) (note string, err er
 	return "", nil
 }
 
-// machineSpec describes the machine of v and attaches its disk.
-func (m *Manager) machineSpec(ctx context.Context, v VM) (hypervisor.MachineSpec, error) {
+// machineSpec describes the machine of v, with the key of what it is, and attaches its disk.
+func (m *Manager) machineSpec(ctx context.Context, v VM) (spec hypervisor.MachineSpec, hardware string, err error) {
 	k, err := m.Kernels.Kernel(v.Spec.Kernel)
 	if err != nil {
-		return hypervisor.MachineSpec{}, err
+		return spec, "", err
 	}
-	initramfs, err := m.Kernels.Initramfs(ctx, k)
-	if err != nil {
-		return hypervisor.MachineSpec{}, err
+	if spec, err = m.specNow(ctx, v, k); err != nil {
+		return spec, "", err
 	}
-	backend, accel, err := m.Hypervisor.Choose(ctx, v.Spec, k.Vmlinux)
-	if err != nil {
-		return hypervisor.MachineSpec{}, err
+	if hardware, err = m.hardwareOf(spec, k); err != nil {
+		m.Log.Info("a VM's machine can't be kept", "vm", v.ID, "err", err)
 	}
-	root, err := m.attachDisk(ctx, v)
-	if err != nil {
-		return hypervisor.MachineSpec{}, err
-	}
-	return m.describe(v, k, initramfs, backend, accel, root), nil
+	spec.Disks[0], err = m.attachDisk(ctx, v)
+	return spec, hardware, err
 }
 
-// describe gives the machine of v with that root disk, but for its network.
-func (m *Manager) describe(v VM, k kernel.Kernel, initramfs string, backend hypervisor.Backend, accel hypervisor.Accel, root hypervisor.Disk) hypervisor.MachineSpec {
+// describe gives the machine of v, but for its network and what its root disk is.
+func (m *Manager) describe(v VM, k kernel.Kernel, initramfs string, backend hypervisor.Backend, accel hypervisor.Accel) hypervisor.MachineSpec {
 	s := hypervisor.MachineSpec{
 		VMID: v.ID, Dir: m.dir(v.ID), Jailed: m.jailed(v), Backend: backend, Accel: accel, Nested: v.Spec.Nested,
 		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
@@ -353,7 +344,7 @@ func (m *Manager) describe(v VM, k kernel.Kernel, initramfs string, backend hype
 		// Units that images with separate /home and /var disks carry, which would
 		// otherwise hold up the boot for disks that are not there.
 		Cmdline: []string{"banger.root=/dev/vda", "systemd.mask=home.mount", "systemd.mask=var.mount", stableNames},
-		Disks:   []hypervisor.Disk{root},
+		Disks:   []hypervisor.Disk{{}},
 	}
 	if k.ModulesImage != "" {
 		s.Disks = append(s.Disks, hypervisor.Disk{Path: k.ModulesImage, Format: "raw", ReadOnly: true})

@@ -101,11 +101,7 @@ func (m *Manager) hardwareKey(ctx context.Context, v VM, k kernel.Kernel) (strin
 	if err != nil {
 		return "", err
 	}
-	hardware, err := m.hardwareOf(spec)
-	if k.ModulesImage != "" { // a disk of the machine's, and one kernel's only
-		hardware += " " + k.SHA256
-	}
-	return hardware, err
+	return m.hardwareOf(spec, k)
 }
 
 // wake has a suspended VM go on where it was; with a boot of Cold it begins anew from its disk.

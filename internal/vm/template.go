@@ -130,6 +130,13 @@ func (x *templatesMaking) add(one *making) {
 	x.all = append(x.all, one)
 }
 
+// in records where one of them is made.
+func (x *templatesMaking) in(one *making, dir string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	one.dir = dir
+}
+
 func (x *templatesMaking) drop(one *making) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -177,9 +184,7 @@ func (m *Manager) makeTemplate(ctx context.Context, o *op.Operation, req Request
 		return template.Template{}, err
 	}
 	defer stage.Discard()
-	m.making.mu.Lock()
-	now.dir = stage.Dir
-	m.making.mu.Unlock()
+	m.making.in(now, stage.Dir)
 	volume, err := m.saveInto(ctx, v, stage)
 	if err != nil {
 		return template.Template{}, err

@@ -73,7 +73,7 @@ func (m *Manager) machineKey(ctx context.Context, v VM, k kernel.Kernel) (string
 	if err != nil {
 		return "", err
 	}
-	hardware, err := m.hardwareOf(spec)
+	hardware, err := m.hardwareOf(spec, k)
 	if err != nil {
 		return "", err
 	}
@@ -92,7 +92,7 @@ func (m *Manager) specNow(ctx context.Context, v VM, k kernel.Kernel) (hyperviso
 	if err != nil {
 		return hypervisor.MachineSpec{}, err
 	}
-	spec := m.describe(v, k, initramfs, backend, accel, hypervisor.Disk{})
+	spec := m.describe(v, k, initramfs, backend, accel)
 	switch v.Spec.Net {
 	case NetUser:
 		spec.NICs = []hypervisor.NIC{{Mode: hypervisor.NICUser}}
@@ -102,9 +102,9 @@ func (m *Manager) specNow(ctx context.Context, v VM, k kernel.Kernel) (hyperviso
 	return spec, nil
 }
 
-// hardwareOf is a digest of what a machine must have in common with one that goes on from it: all
-// but what is in its memory by then.
-func (m *Manager) hardwareOf(spec hypervisor.MachineSpec) (string, error) {
+// hardwareOf is a digest of what a machine that boots this kernel must have in common with one that
+// goes on from it: all but what is in its memory by then.
+func (m *Manager) hardwareOf(spec hypervisor.MachineSpec, k kernel.Kernel) (string, error) {
 	kin, err := m.Hypervisor.Kin(spec)
 	if err != nil {
 		return "", err
@@ -118,6 +118,9 @@ func (m *Manager) hardwareOf(spec hypervisor.MachineSpec) (string, error) {
 		if info, err := os.Stat(d.Path); err == nil { // without it no machine starts
 			fmt.Fprintf(sum, "\n%d", info.Size())
 		}
+	}
+	if k.ModulesImage != "" { // one of those disks, and for this kernel only
+		fmt.Fprintf(sum, "\n%s", k.SHA256)
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }

@@ -58,7 +58,7 @@ func check(spec hypervisor.MachineSpec) error {
 		}
 	}
 	if spec.From != nil {
-		return checkSaved(spec)
+		return hypervisor.CheckSaved(spec)
 	}
 	return nil
 }

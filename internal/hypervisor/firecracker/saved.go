@@ -138,18 +138,6 @@ func copySparse(ctx context.Context, to *os.File, from string) error {
 	}
 }
 
-// checkSaved looks at what a machine is to go on from.
-func checkSaved(spec hypervisor.MachineSpec) error {
-	if err := errors.Join(hypervisor.CheckFile(spec.From.Memory), hypervisor.CheckFile(spec.From.State)); err != nil {
-		return err
-	}
-	info, err := os.Stat(spec.From.Memory)
-	if err == nil && info.Size() != spec.MemoryBytes {
-		err = errs.New(errs.Invalid, "%s has %d bytes, and the machine %d", spec.From.Memory, info.Size(), spec.MemoryBytes)
-	}
-	return err
-}
-
 // loading gives the call that has a Firecracker which was told nothing yet go on from a saved
 // machine, paused. What it finds by names in its directory, sockets and disks, are its own.
 func loading(spec hypervisor.MachineSpec) call {

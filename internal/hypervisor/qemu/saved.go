@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
 )
@@ -58,18 +57,6 @@ func savedMemory(spec hypervisor.MachineSpec) string {
 		panic(err) // strings, numbers and booleans only
 	}
 	return string(b)
-}
-
-// checkSaved looks at what a machine is to go on from.
-func checkSaved(spec hypervisor.MachineSpec) error {
-	if err := errors.Join(hypervisor.CheckFile(spec.From.Memory), hypervisor.CheckFile(spec.From.State)); err != nil {
-		return err
-	}
-	info, err := os.Stat(spec.From.Memory)
-	if err == nil && info.Size() != spec.MemoryBytes {
-		err = errs.New(errs.Invalid, "%s has %d bytes, and the machine %d", spec.From.Memory, info.Size(), spec.MemoryBytes)
-	}
-	return err
 }
 
 // migrated keeps what QEMU says of saving or loading under way.
