@@ -273,10 +273,10 @@ func (b *banger) list() map[string]api.VM {
 // client is a client of the banger's daemon, which has to run.
 func (b *banger) client() *api.Client { return api.New(filepath.Join(b.state, "bangerd.sock")) }
 
-// eventually waits until what happens elsewhere has happened.
+// eventually waits until what happens elsewhere has happened, as long as a busy host without KVM may take.
 func eventually(t *testing.T, what string, happened func() bool) {
 	t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(3 * time.Minute)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !happened() {

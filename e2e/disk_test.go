@@ -146,7 +146,7 @@ func TestAFullHostFailsAVMOnDeviceMapper(t *testing.T) {
 	}
 	b := bangerWithImage(t, disktest.Mount(t, "ext4", 640<<20, "mkfs.ext4", "-q"))
 	b.ok("run", "-d", "--backend", "qemu", "--image", "tiny", "--name", "web", "--disk", "3G", "--disk-driver", "dm")
-	b.ok("exec", "web", "--", "sh", "-c", "(head -c 400000000 /dev/urandom >/root/file; sync) </dev/null >/dev/null 2>&1 &")
+	b.ok("exec", "web", "--", "sh", "-c", "(head -c 400000000 /dev/zero >/root/file; sync) </dev/null >/dev/null 2>&1 &")
 	b.until("web", api.StateFailed)
 	if v := b.inspect("web"); !strings.Contains(v.Error, "snapshot is now") {
 		t.Errorf("why: %s", v.Error)

@@ -73,22 +73,6 @@ type Package struct {
 	Version string `json:"version"`
 }
 
-// List returns the images below the roots, sorted by name. Where two roots have one name,
-// the earlier root's counts. A root that does not exist is empty.
-func List(roots ...string) ([]Image, error) {
-	dirs, err := images.List(roots...)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]Image, len(dirs))
-	for i, dir := range dirs {
-		if out[i], err = load(dir); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
 // Get returns the image of that name from the first root that has it. errs.NotFound if
 // none has.
 func Get(name string, roots ...string) (Image, error) {
