@@ -29,6 +29,7 @@ type Exec struct {
 	Command []string
 	Journal string // file that tells what was set and not deleted
 
+	door Door
 	done map[string]string // set by this process, so that it need not be set again
 }
 
@@ -77,7 +78,7 @@ func (e *Exec) remove(ctx context.Context, j *journal, wanted map[string]string)
 		if wanted[name] == ip {
 			continue
 		}
-		if callErr := call(ctx, j.Command, "del", name, ip); callErr != nil {
+		if callErr := e.call(ctx, j.Command, "del", name, ip); callErr != nil {
 			err = errors.Join(err, callErr)
 			continue
 		}
@@ -107,7 +108,7 @@ func (e *Exec) set(ctx context.Context, j *journal, wanted map[string]string) (e
 		if saveErr := e.save(*j); saveErr != nil {
 			return errors.Join(err, saveErr)
 		}
-		if callErr := call(ctx, j.Command, "set", name, ip); callErr != nil {
+		if callErr := e.call(ctx, j.Command, "set", name, ip); callErr != nil {
 			err = errors.Join(err, callErr)
 			continue
 		}
@@ -119,11 +120,12 @@ func (e *Exec) set(ctx context.Context, j *journal, wanted map[string]string) (e
 	return err
 }
 
-func call(ctx context.Context, command []string, verb, name, ip string) error {
+func (e *Exec) call(ctx context.Context, command []string, verb, name, ip string) error {
 	ctx, cancel := context.WithTimeout(ctx, execLimit)
 	defer cancel()
 	args := append(slices.Clone(command[1:]), verb, name, ip)
-	if err := host.Run(ctx, host.Command{Path: command[0], Args: args}); err != nil {
+	err := e.door.step("run the command to "+verb, func() error { return host.Run(ctx, host.Command{Path: command[0], Args: args}) })
+	if err != nil {
 		return errs.New(errs.Unavailable, "%s %s %s by the command of dns_exec", verb, name, ip).Because(err).
 			Try("run it by hand: %s", strings.Join(append([]string{command[0]}, args...), " "))
 	}
@@ -148,6 +150,10 @@ func (e *Exec) load() (j journal, err error) {
 }
 
 func (e *Exec) save(j journal) error {
+	return e.door.step("save the journal", func() error { return e.write(j) })
+}
+
+func (e *Exec) write(j journal) error {
 	if len(j.Names) == 0 {
 		if err := os.Remove(e.Journal); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -21,6 +21,11 @@ type tool struct {
 
 func newTool(t *testing.T) *tool {
 	d := t.TempDir()
+	makeTool(t, d)
+	return &tool{t: t, dir: d, Exec: &Exec{Command: []string{filepath.Join(d, "tool"), d}, Journal: filepath.Join(d, "journal")}}
+}
+
+func makeTool(t *testing.T, d string) {
 	script := `#!/bin/sh
 dir=$1; shift
 echo "$@" >>"$dir/calls"
@@ -32,7 +37,6 @@ esac
 `
 	must(t, os.Mkdir(filepath.Join(d, "names"), 0o755))
 	must(t, os.WriteFile(filepath.Join(d, "tool"), []byte(script), 0o755))
-	return &tool{t: t, dir: d, Exec: &Exec{Command: []string{filepath.Join(d, "tool"), d}, Journal: filepath.Join(d, "journal")}}
 }
 
 // knows is what the command knows, a name=IP each.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -37,12 +39,12 @@ var errChanged = errors.New("others change it all the time")
 // replace edits a file that belongs to the host. It is replaced in one step and keeps its
 // mode, owner and attributes; where it is a mount point, as in containers, and can't be
 // replaced, it is written in place from the first byte that differs.
-func replace(ctx context.Context, file string, edit func(string) string) error {
+func replace(ctx context.Context, door Door, file string, edit func(string) string) error {
 	ctx, cancel := context.WithTimeout(ctx, editLimit)
 	defer cancel()
-	err := replaceOnce(ctx, file, edit)
+	err := replaceOnce(ctx, door, file, edit)
 	for errors.Is(err, errChanged) && ctx.Err() == nil {
-		err = replaceOnce(ctx, file, edit)
+		err = replaceOnce(ctx, door, file, edit)
 	}
 	if err == nil {
 		return nil
@@ -53,13 +55,13 @@ func replace(ctx context.Context, file string, edit func(string) string) error {
 	return errs.New(errs.Unavailable, "edit %s", file).Because(err).Try(`set dns_publish = "none" in the config file if banger is to leave it alone`)
 }
 
-func replaceOnce(ctx context.Context, file string, edit func(string) string) error {
+func replaceOnce(ctx context.Context, door Door, file string, edit func(string) string) error {
 	f, text, err := read(file)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if edit(text) == text {
+	if edit(text) == text && !exists(draft(file)) {
 		return nil
 	}
 	if err := lock(ctx, f); err != nil { // one that closing gives back
@@ -80,9 +82,15 @@ func replaceOnce(ctx context.Context, file string, edit func(string) string) err
 	if len(wanted) > maxFile {
 		return tooLong(file)
 	}
-	err = swap(file, locked, text, wanted)
+	if err := os.Remove(draft(file)); err != nil && !errors.Is(err, fs.ErrNotExist) { // left by one that was killed
+		return err
+	}
+	if wanted == text {
+		return nil
+	}
+	err = swap(door, file, locked, text, wanted)
 	if errors.Is(err, unix.EBUSY) {
-		return inPlace(file, text, wanted)
+		return inPlace(door, file, text, edit)
 	}
 	return err
 }
@@ -149,12 +157,19 @@ func same(a, b *os.File) bool {
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
+// draft is the name of what is to take the file's place. Whoever has the lock has it, too.
+func draft(file string) string {
+	return filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".banger")
+}
+
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return err == nil
+}
+
 // swap puts a new file in the place of the old one, which still has to be as it was read.
-func swap(file string, old *os.File, text, wanted string) (err error) {
-	temp := filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".banger")
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) { // left by one that was killed
-		return err
-	}
+func swap(door Door, file string, old *os.File, text, wanted string) (err error) {
+	temp := draft(file)
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -164,7 +179,10 @@ func swap(file string, old *os.File, text, wanted string) (err error) {
 			err = errors.Join(err, os.Remove(temp))
 		}
 	}()
-	_, err = f.WriteString(wanted)
+	err = door.step("write the new hosts file", func() error {
+		_, err := f.WriteString(wanted)
+		return err
+	})
 	if err == nil {
 		err = likeness(old, f)
 	}
@@ -183,7 +201,7 @@ func swap(file string, old *os.File, text, wanted string) (err error) {
 	if !unchanged {
 		return errChanged
 	}
-	if err := unix.Rename(temp, file); err != nil {
+	if err := door.step("put the new hosts file in its place", func() error { return unix.Rename(temp, file) }); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(file))
@@ -231,20 +249,36 @@ func splitNul(b []byte) (all []string) {
 	return all
 }
 
-// inPlace writes what differs. Our lines are the last, as a rule, so that a crash in the
-// middle leaves others' whole.
-func inPlace(file, text, wanted string) error {
+// inPlace writes what differs. A crash in the middle leaves others' lines whole, and of ours
+// what the next edit knows: where the file becomes shorter and all from there on is ours, as it
+// is as a rule, the old end goes first. Else empty lines stay at the end after a crash.
+func inPlace(door Door, file, text string, edit func(string) string) error {
 	f, err := os.OpenFile(file, os.O_WRONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
-	from := 0
+	wanted, from := edit(text), 0
 	for from < len(text) && from < len(wanted) && text[from] == wanted[from] {
 		from++
 	}
-	_, err = f.WriteAt([]byte(wanted[from:]), int64(from))
-	if err == nil && len(wanted) < len(text) {
-		err = f.Truncate(int64(len(wanted)))
+	from = strings.LastIndexByte(text[:from], '\n') + 1
+	cut := func(size int) error {
+		return door.step("shorten the hosts file", func() error { return f.Truncate(int64(size)) })
+	}
+	rest, shorter := wanted[from:], len(wanted) < len(text)
+	if shorter && edit(text[:from]) == wanted {
+		err, shorter = cut(from), false
+	} else if shorter {
+		rest += strings.Repeat("\n", len(text)-len(wanted))
+	}
+	if err == nil {
+		err = door.step("write to the hosts file", func() error {
+			_, err := f.WriteAt([]byte(rest), int64(from))
+			return err
+		})
+	}
+	if err == nil && shorter {
+		err = cut(len(wanted))
 	}
 	if err == nil {
 		err = f.Sync()

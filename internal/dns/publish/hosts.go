@@ -17,6 +17,8 @@ import (
 type Hosts struct {
 	File  string
 	Owner string // whose block it is; several bangers have one each
+
+	door Door
 }
 
 // Name implements Publisher.
@@ -27,7 +29,7 @@ func (h *Hosts) Publish(ctx context.Context, s State) error {
 	if len(s.Records) == 0 && !h.editable() {
 		return nil
 	}
-	return replace(ctx, h.File, func(text string) string { return block{h.Owner}.edit(text, s.Records) })
+	return replace(ctx, h.door, h.File, func(text string) string { return block{h.Owner}.edit(text, s.Records) })
 }
 
 // editable tells whether the file is there and of a kind that is edited: in another nothing

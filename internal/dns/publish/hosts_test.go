@@ -240,8 +240,10 @@ func TestHostsFileThatIsAMount(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	must(t, h.Publish(t.Context(), State{Records: two[:1]}))
+	// Someone writes behind our lines.
+	must(t, os.WriteFile(real, []byte(content(t, real)+"10.0.0.1 x\n"), 0o644))
 	must(t, h.Withdraw(t.Context()))
-	if got := content(t, real); got != "127.0.0.1 localhost\n" {
+	if got := content(t, real); got != "127.0.0.1 localhost\n10.0.0.1 x\n" {
 		t.Errorf("got %q", got)
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(h.File), ".*")); left != nil {

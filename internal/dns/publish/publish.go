@@ -32,6 +32,25 @@ type Publisher interface {
 	Withdraw(ctx context.Context) error
 }
 
+// Door is asked before each step that changes something of the host's ("before save the
+// journal") and behind it; its error is the step's. Tests have steps fail or end the process
+// there; nil lets all by.
+type Door func(label string) error
+
+func (d Door) step(label string, do func() error) error {
+	if d == nil {
+		return do()
+	}
+	err := d("before " + label)
+	if err == nil {
+		err = do()
+	}
+	if err == nil {
+		err = d("after " + label)
+	}
+	return err
+}
+
 // Config says what there is to choose from.
 type Config struct {
 	Want    string   // auto, resolved, hosts, exec or none

@@ -33,6 +33,7 @@ type Resolved struct {
 	connect func() (*dbus.Conn, error)
 	index   func(link string) (int, error)
 	within  time.Duration // a link of the host's is known to systemd-resolved
+	door    Door
 
 	mu   sync.Mutex
 	link int // index of the link that we have set; 0: none
@@ -149,7 +150,8 @@ func (r *Resolved) do(ctx context.Context, calls func(call func(method string, a
 	defer conn.Close()
 	object := conn.Object(resolvedBus, resolvedPath)
 	return calls(func(method string, args ...any) error {
-		if err := object.CallWithContext(ctx, resolvedCall+method, 0, args...).Err; err != nil {
+		err := r.door.step("call "+method, func() error { return object.CallWithContext(ctx, resolvedCall+method, 0, args...).Err })
+		if err != nil {
 			return fmt.Errorf("systemd-resolved: %s: %w", method, err)
 		}
 		return nil

@@ -2,6 +2,8 @@ package publish
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -118,18 +120,25 @@ func privateBus(t *testing.T) string {
 	return strings.TrimSpace(line)
 }
 
-func newFakeResolved(t *testing.T) (*fakeResolved, *Resolved) {
+// fakeOnABus puts one on a bus of its own, whose address it returns.
+func fakeOnABus(t *testing.T) (f *fakeResolved, address string) {
 	t.Helper()
-	address := privateBus(t)
+	address = privateBus(t)
 	conn, err := dbus.Connect(address)
 	must(t, err)
 	t.Cleanup(func() { conn.Close() })
-	f := &fakeResolved{links: map[int32]*fakeLink{}}
+	f = &fakeResolved{links: map[int32]*fakeLink{}}
 	must(t, conn.Export(f, resolvedPath, strings.TrimSuffix(resolvedCall, ".")))
 	reply, err := conn.RequestName(resolvedBus, dbus.NameFlagDoNotQueue)
 	if err != nil || reply != dbus.RequestNameReplyPrimaryOwner {
 		t.Fatalf("take the name: %v, %v", reply, err)
 	}
+	return f, address
+}
+
+func newFakeResolved(t *testing.T) (*fakeResolved, *Resolved) {
+	t.Helper()
+	f, address := fakeOnABus(t)
 	links := map[string]int{"banger0": 7, "banger1": 8, "gone": 9}
 	return f, &Resolved{
 		connect: func() (*dbus.Conn, error) { return dbus.Connect(address) },
@@ -209,6 +218,28 @@ func TestResolvedThatRefuses(t *testing.T) {
 	must(t, r.Withdraw(t.Context()))
 	if got := f.knows(); got != "" {
 		t.Errorf("left: %s", got)
+	}
+}
+
+// One that does not answer holds nobody up for longer than they wait.
+func TestResolvedThatIsSilent(t *testing.T) {
+	f, r := newFakeResolved(t)
+	f.mu.Lock()
+	for what, do := range map[string]func(context.Context) error{
+		"publish":  func(ctx context.Context) error { return r.Publish(ctx, routed("banger0")) },
+		"withdraw": r.Withdraw,
+	} {
+		r.link = 7
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if err := do(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", what, err)
+		}
+		cancel()
+	}
+	f.mu.Unlock()
+	must(t, r.Publish(t.Context(), routed("banger0")))
+	if got := f.knows(); got != "7 "+linkSet {
+		t.Errorf("once it answers it knows %q", got)
 	}
 }
 
