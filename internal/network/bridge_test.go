@@ -43,6 +43,12 @@ func TestGuestsReachWhatTheyMay(t *testing.T) {
 	w.reaches(a.ns, b.web(), "guest "+b.VM+" to "+a.Address.Addr().String()) // as itself
 	w.blocked(a.ns, lonely.web())
 	w.blocked(lonely.ns, a.web())
+	for from, to := range map[*guest]*guest{a: lonely, lonely: a, b: a} { // not by way of the host either
+		w.route(from.ns, to.Address.Addr().String()+"/32", gateway)
+	}
+	w.blocked(a.ns, lonely.web())
+	w.blocked(lonely.ns, a.web())
+	w.reaches(b.ns, a.web(), "guest "+a.VM+" to "+b.Address.Addr().String())
 
 	for _, address := range []string{gateway, hostOnLAN} {
 		w.blocked(a.ns, address+":8080")

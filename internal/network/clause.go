@@ -111,6 +111,10 @@ func transport(offset, length uint32) expr.Any {
 
 func sourceIn(set string) Clause { return inSet("ip saddr", set, reg, network(ipSource, 4, reg)) }
 
+func destinationIn(set string) Clause {
+	return inSet("ip daddr", set, reg, network(ipDestination, 4, reg))
+}
+
 func destination(a netip.Addr) Clause {
 	return Clause{"ip daddr " + a.String(), []expr.Any{network(ipDestination, 4, reg), equal(true, a.AsSlice())}}
 }

@@ -53,7 +53,7 @@ type Rule struct {
 
 const (
 	setPorts    = "ports"    // TAP, MAC and address that belong together
-	setIsolated = "isolated" // TAPs of guests that no other guest reaches
+	setIsolated = "isolated" // TAPs, or addresses, of guests that no other guest reaches
 	setTrusted  = "trusted"  // addresses of guests that may reach all of the host
 	setOpened   = "opened"   // interfaces that forward only because we had them do so
 )
@@ -74,9 +74,13 @@ var linkLocal = netip.MustParsePrefix("169.254.0.0/16")
 // ipTable filters what guests say to the host and through it, and hides them behind it.
 func ipTable(c Config, ports []Port, opened []string) Table {
 	trusted := Set{Name: setTrusted, Type: nftables.TypeIPAddr}
+	isolated := Set{Name: setIsolated, Type: nftables.TypeIPAddr}
 	for _, p := range ports {
 		if p.HostAccess {
 			trusted.Elements = append(trusted.Elements, addrElement(p.Address.Addr()))
+		}
+		if p.Isolated {
+			isolated.Elements = append(isolated.Elements, addrElement(p.Address.Addr()))
 		}
 	}
 	open := Set{Name: setOpened, Type: nftables.TypeIFName}
@@ -86,7 +90,7 @@ func ipTable(c Config, ports []Port, opened []string) Table {
 	in, out := inputInterface(c.Bridge, true), outputInterface(c.Bridge, true)
 	gateway := Gateway(c.Subnet())
 	return Table{
-		Family: nftables.TableFamilyIPv4, Name: c.Table, Sets: []Set{open, trusted},
+		Family: nftables.TableFamilyIPv4, Name: c.Table, Sets: []Set{open, trusted, isolated},
 		Chains: []Chain{
 			{Name: "input", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput, Rules: []Rule{
 				{"guests may answer the host", []Clause{in, established(), accept()}},
@@ -97,7 +101,10 @@ func ipTable(c Config, ports []Port, opened []string) Table {
 				{"guests reach nothing else of the host", []Clause{in, drop()}},
 			}},
 			{Name: "forward", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Rules: []Rule{
-				// Frames from guest to guest come by here where br_netfilter is on.
+				// What a guest sends to another by way of the host, and where br_netfilter is on
+				// also what it sends directly.
+				{"isolated guests reach no other by way of the host", []Clause{in, out, sourceIn(setIsolated), drop()}},
+				{"nor does another reach them", []Clause{in, out, destinationIn(setIsolated), drop()}},
 				{"guests reach each other", []Clause{in, out, accept()}},
 				{"guests reach what the host reaches", []Clause{in, accept()}},
 				{"answers reach guests", []Clause{out, established(), accept()}},

@@ -16,6 +16,7 @@ func TestRulesAreAValue(t *testing.T) {
 	const want = `table ip banger_ab {
 	set opened { eth0, tun0 }
 	set trusted { 10.1.0.9 }
+	set isolated { 10.1.0.9 }
 	chain input {
 		iifname "banger0" ct state established,related accept
 		iifname "banger0" ip saddr @trusted accept
@@ -25,6 +26,8 @@ func TestRulesAreAValue(t *testing.T) {
 		iifname "banger0" drop
 	}
 	chain forward {
+		iifname "banger0" oifname "banger0" ip saddr @isolated drop
+		iifname "banger0" oifname "banger0" ip daddr @isolated drop
 		iifname "banger0" oifname "banger0" accept
 		iifname "banger0" accept
 		oifname "banger0" ct state established,related accept
