@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -58,6 +59,7 @@ type banger struct {
 	bin   string // directory of its programs
 	state string
 	env   []string
+	user  *syscall.Credential // nil: the test's own
 }
 
 // newBanger returns a banger with an empty state directory.
@@ -182,6 +184,9 @@ func (b *banger) command(args ...string) *exec.Cmd {
 	b.t.Cleanup(cancel)
 	c := exec.CommandContext(ctx, filepath.Join(b.bin, "banger"), args...)
 	c.Env = b.env
+	if b.user != nil {
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: b.user}
+	}
 	return c
 }
 

@@ -26,8 +26,8 @@ interrupts within two seconds leave it. Without a command it is a login shell.`,
 		Example:           "  tar c . | banger exec -w /srv web -- tar x",
 		Args:              refThen,
 		ValidArgsFunction: a.completeVMs,
+		Annotations:       guestsCode,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a.failure = exitBanger
 			x.Argv = command(args[1:])
 			if !cmd.Flags().Changed("tty") {
 				x.TTY = a.interactive(x.Argv)

@@ -109,6 +109,9 @@ func (a *app) lookupEnv(key string) (string, bool) {
 // noConfig marks commands that work even where the config file is bad.
 const noConfig = "no-config"
 
+// guestsCode marks commands whose exit code is the guest's command's, unless banger itself fails.
+var guestsCode = map[string]string{"guests-code": ""}
+
 // Groups of commands in the help.
 const (
 	groupVM     = "vm"
@@ -175,6 +178,9 @@ func (a *app) begin(cmd *cobra.Command, _ []string) (err error) {
 		return badUsage("--%s needs a value that is not empty", empty.Name)
 	}
 	a.started = true
+	if _, ok := cmd.Annotations["guests-code"]; ok {
+		a.failure = exitBanger
+	}
 	if _, ok := cmd.Annotations[noConfig]; !ok {
 		a.config, err = config.Load(a.getenv, os.Geteuid(), configFlagsSet(cmd.Root()))
 	}

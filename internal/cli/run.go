@@ -27,8 +27,9 @@ func (a *app) runCommand() *cobra.Command {
 Of a container image, user, working directory and, where no command is given, entrypoint are
 the image's own.
 The VM stays unless --rm is given.`,
-		Example: "  banger run --rm -- make test",
-		Args:    args(0, -1, ""),
+		Example:     "  banger run --rm -- make test",
+		Args:        args(0, -1, ""),
+		Annotations: guestsCode,
 	}
 	req := a.machineFlags(cmd)
 	a.commandFlags(cmd, &o.exec)
@@ -40,7 +41,6 @@ The VM stays unless --rm is given.`,
 		if o.detach && o.exec.TTY {
 			return badUsage("-d and -t exclude each other: a command left to itself has no terminal")
 		}
-		a.failure = exitBanger
 		o.exec.Argv = command(args)
 		if !cmd.Flags().Changed("tty") && !o.detach {
 			o.exec.TTY = a.interactive(o.exec.Argv)

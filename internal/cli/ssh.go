@@ -23,8 +23,8 @@ a network nor an SSH server. What follows REF goes to ssh: options of its own, a
 		Example:           "  banger ssh web -- -L 8080:localhost:80",
 		Args:              refThen,
 		ValidArgsFunction: a.completeVMs,
+		Annotations:       guestsCode,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a.failure = exitBanger
 			return a.ssh(cmd.Context(), args[0], command(args[1:]))
 		},
 	}
