@@ -56,10 +56,14 @@ func (c *Client) ExportImage(ctx context.Context, name, format string, w io.Writ
 	return nil
 }
 
-// PullImage makes an image of one in a registry.
-func (c *Client) PullImage(ctx context.Context, req PullImage, progress func(Event)) error {
-	_, err := c.operate(ctx, "POST", "/v1/images/pull", req, progress)
-	return err
+// PullImage makes an image of one in a registry, and returns its name.
+func (c *Client) PullImage(ctx context.Context, req PullImage, progress func(Event)) (name string, err error) {
+	op, err := c.begin(ctx, "POST", "/v1/images/pull", req)
+	if err != nil {
+		return "", err
+	}
+	end, err := c.follow(ctx, op, progress)
+	return end.Image, err
 }
 
 // ImportImageFrom makes an image of what r gives.

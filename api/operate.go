@@ -34,11 +34,16 @@ func (c *Client) operate(ctx context.Context, method, path string, body any, pro
 	if err != nil {
 		return VM{}, err
 	}
-	return c.follow(ctx, op, progress)
+	end, err := c.follow(ctx, op, progress)
+	vm := VM{ID: op.VM, Name: op.Name} // all that is left to tell of one that is gone
+	if end.VM != nil {
+		vm = *end.VM
+	}
+	return vm, err
 }
 
-// follow follows an operation to its end. Ending ctx cancels it.
-func (c *Client) follow(ctx context.Context, op Operation, progress func(Event)) (VM, error) {
+// follow follows an operation to its end, and returns its last event. Ending ctx cancels it.
+func (c *Client) follow(ctx context.Context, op Operation, progress func(Event)) (Event, error) {
 	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	defer context.AfterFunc(ctx, func() {
@@ -54,13 +59,13 @@ func (c *Client) follow(ctx context.Context, op Operation, progress func(Event))
 	})()
 	resp, err := c.request(follow, "GET", "/v1/operations/"+op.ID+"/events", nil)
 	if err != nil {
-		return VM{}, err
+		return Event{}, err
 	}
 	defer resp.Body.Close()
 	for dec := json.NewDecoder(resp.Body); ; {
 		var e Event
 		if err := dec.Decode(&e); err != nil {
-			return VM{}, fmt.Errorf("the daemon went away during %q: %w", op.Kind, err)
+			return Event{}, fmt.Errorf("the daemon went away during %q: %w", op.Kind, err)
 		}
 		if !e.Finished {
 			if progress != nil {
@@ -68,13 +73,9 @@ func (c *Client) follow(ctx context.Context, op Operation, progress func(Event))
 			}
 			continue
 		}
-		vm := VM{ID: op.VM, Name: op.Name} // all that is left to tell of one that is gone
-		if e.VM != nil {
-			vm = *e.VM
-		}
 		if e.Error != nil {
-			return vm, e.Error
+			return e, e.Error
 		}
-		return vm, nil
+		return e, nil
 	}
 }

@@ -340,6 +340,7 @@ type Event struct {
 	Finished bool   `json:"finished,omitempty"`
 	Error    *Error `json:"error,omitempty" doc:"Set if it failed"`
 	VM       *VM    `json:"vm,omitempty" doc:"The VM as the operation left it"`
+	Image    string `json:"image,omitempty" doc:"Name of the image that the operation has made, where it was for the daemon to choose"`
 }
 
 // Transition is one step of a VM's life.

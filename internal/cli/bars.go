@@ -18,14 +18,21 @@ type watcher interface {
 	close() // nothing is shown afterwards
 }
 
+// silence shows nothing.
+type silence struct{}
+
+func (silence) event(api.Event) {}
+func (silence) close()          {}
+
 // bars watches an operation of many stages, such as the phases of a build or the layers of an
-// image: on a terminal each has a bar of its own, which stays; elsewhere they are lines.
+// image: on a terminal each has a bar of its own, which stays, and those that go on side by side are
+// drawn so; elsewhere they are lines.
 func (a *app) bars() watcher {
 	if !isTerminal(a.Stderr) {
 		return a.progress("")
 	}
 	begun := make(chan any)
-	b := &bars{all: mpb.New(mpb.WithOutput(a.Stderr), mpb.WithWidth(barWidth), mpb.WithRenderDelay(begun), mpb.PopCompletedMode())}
+	b := &bars{all: mpb.New(mpb.WithOutput(a.Stderr), mpb.WithWidth(barWidth), mpb.WithRenderDelay(begun), mpb.PopCompletedMode()), begun: map[string]*bar{}}
 	b.timer = time.AfterFunc(patience, func() { close(begun) })
 	return b
 }
@@ -37,9 +44,14 @@ const (
 
 type bars struct {
 	all    *mpb.Progress
-	timer  *time.Timer // of the patience with which nothing is shown
-	latest *mpb.Bar
-	of     api.Event // what it shows
+	timer  *time.Timer     // of the patience with which nothing is shown
+	begun  map[string]*bar // by stage
+	latest *bar
+}
+
+type bar struct {
+	*mpb.Bar
+	total int64 // 0: nothing is counted
 }
 
 func (b *bars) event(e api.Event) {
@@ -49,30 +61,40 @@ func (b *bars) event(e api.Event) {
 	if e.Stage == "" {
 		return
 	}
-	if b.latest == nil || e.Stage != b.of.Stage {
-		b.finish()
-		bar, err := b.all.Add(0, mpb.BarFillerFunc(fillCounted),
-			mpb.PrependDecorators(decor.Name(stageText(e.Stage), decor.WC{W: stageWidth, C: decor.DindentRight})),
-			mpb.AppendDecorators(decor.Any(amountText), decor.NewElapsed(decor.ET_STYLE_GO, time.Now(), decor.WC{W: 8})))
-		if err != nil { // closed
+	full := e.Total > 0 && e.Done >= e.Total
+	now := b.begun[e.Stage]
+	if now != nil && now.Completed() {
+		if full {
 			return
 		}
-		b.latest = bar
+		now = nil // it begins again
 	}
-	b.of = e
-	b.latest.SetTotal(max(e.Total, 0), false)
-	b.latest.SetCurrent(max(e.Done, 0))
+	if now == nil {
+		if now = b.begin(e.Stage); now == nil {
+			return
+		}
+	}
+	if b.latest != nil && b.latest != now && b.latest.total == 0 {
+		b.latest.SetTotal(-1, true) // what counts nothing is over when something else begins
+	}
+	b.latest, now.total = now, max(e.Total, 0)
+	now.SetTotal(now.total, false)
+	now.SetCurrent(max(e.Done, 0))
+	if full {
+		now.SetTotal(-1, true)
+	}
 }
 
-// finish lets the latest bar be as it is: full, if its stage has come to its end.
-func (b *bars) finish() {
-	switch {
-	case b.latest == nil:
-	case b.of.Done >= b.of.Total:
-		b.latest.SetTotal(-1, true)
-	default:
-		b.latest.Abort(false)
+// begin begins a bar, unless all are closed.
+func (b *bars) begin(stage string) *bar {
+	drawn, err := b.all.Add(0, mpb.BarFillerFunc(fillCounted),
+		mpb.PrependDecorators(decor.Name(stageText(stage), decor.WC{W: stageWidth, C: decor.DindentRight})),
+		mpb.AppendDecorators(decor.Any(amountText), decor.NewElapsed(decor.ET_STYLE_GO, time.Now(), decor.WC{W: 8})))
+	if err != nil {
+		return nil
 	}
+	b.begun[stage] = &bar{Bar: drawn}
+	return b.begun[stage]
 }
 
 func (b *bars) close() {
@@ -80,7 +102,13 @@ func (b *bars) close() {
 		b.all.Shutdown()
 		return
 	}
-	b.finish()
+	for _, left := range b.begun {
+		if left.total == 0 {
+			left.SetTotal(-1, true)
+		} else {
+			left.Abort(false) // it stays as it is
+		}
+	}
 	b.all.Wait()
 }
 

@@ -33,6 +33,23 @@ func TestBars(t *testing.T) {
 			t.Errorf("after its end: %q", got)
 		}
 	})
+	t.Run("stages side by side", func(t *testing.T) {
+		p, w := show()
+		w.event(api.Event{Stage: "layer 1", Done: 1 << 20, Total: 4 << 20})
+		w.event(api.Event{Stage: "layer 2", Done: 1 << 20, Total: 2 << 20})
+		w.event(api.Event{Stage: "layer 1", Done: 3 << 20, Total: 4 << 20})
+		p.await(t, "3MiB/4MiB")
+		p.await(t, "1MiB/2MiB")
+		w.event(api.Event{Stage: "layer 1", Done: 4 << 20, Total: 4 << 20})
+		w.event(api.Event{Stage: "layer 1", Done: 4 << 20, Total: 4 << 20}) // and no bar more
+		w.event(api.Event{Stage: "layer 2", Done: 3 << 19, Total: 2 << 20})
+		p.await(t, "1.5MiB/2MiB")
+		w.close()
+		frames := strings.Split(text(p), "\x1b[J")
+		if last := frames[len(frames)-1]; strings.Count(last, "layer 1") != 1 || strings.Count(last, "layer 2") != 1 {
+			t.Errorf("at the end there is %q", last)
+		}
+	})
 	t.Run("quick work is silent", func(t *testing.T) {
 		p, w := show()
 		w.event(api.Event{Stage: "quick", Done: 1, Total: 2})

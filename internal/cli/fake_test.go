@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -399,7 +400,10 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 			who = c.Username + ":" + c.Password
 		}
 		f.note("pull image %s as %s by %s", req.Reference, req.Name, who)
-		return f.begin("pull", &api.VM{}), nil
+		op := f.begin("pull", &api.VM{})
+		events := f.ops[op.ID].events
+		events[len(events)-1].Image = cmp.Or(req.Name, "chosen:1")
+		return op, nil
 	})
 	handle("POST /v1/images/import-stream", func(r *http.Request) (any, *api.Error) {
 		var req api.ImportImage

@@ -35,18 +35,25 @@ func (a *app) imageCommand() *cobra.Command {
 		a.imageExportCommand(),
 		removeCommand(a, "image", (*api.Client).RemoveImage),
 		&cobra.Command{
-			Use:   "tag IMAGE NAME",
-			Short: "Let a name mean an image",
-			Long: `Let a name mean an image, which keeps those that it has. A name is REPOSITORY or REPOSITORY:TAG;
+			Use:   "tag IMAGE NAME…",
+			Short: "Let names mean an image",
+			Long: `Let names mean an image, which keeps those that it has. A name is REPOSITORY or REPOSITORY:TAG;
 what it meant before stays as long as a VM uses it, and until banger image prune.`,
-			Example: "  banger image tag debian base:1",
-			Args:    args(2, 2, "an image and a name for it"),
+			Example: "  banger image tag debian base:1 base",
+			Args:    args(2, -1, "an image and a name for it"),
 			RunE: func(cmd *cobra.Command, given []string) error {
 				client, err := a.connect(cmd.Context())
 				if err != nil {
 					return err
 				}
-				return client.TagImage(cmd.Context(), api.TagImage{Image: given[0], Name: given[1]})
+				var failed error
+				for _, name := range unique(given[1:]) {
+					if err := client.TagImage(cmd.Context(), api.TagImage{Image: given[0], Name: name}); err != nil {
+						a.report(err)
+						failed = exitCode(exitFailure)
+					}
+				}
+				return failed
 			},
 		},
 		a.imageBuildCommand(),

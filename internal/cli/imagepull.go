@@ -11,13 +11,15 @@ import (
 
 func (a *app) imagePullCommand() *cobra.Command {
 	var req api.PullImage
+	var quiet bool
 	cmd := &cobra.Command{
 		Use:                   "pull [flags] REFERENCE [NAME]",
 		DisableFlagsInUseLine: true,
 		Short:                 "Make an image of a container image in a registry",
 		Long: `Make an image of a container image in a registry. The reference is one of Docker's: NAME:TAG,
 HOST/NAME:TAG, or NAME@sha256:… for what never changes. Who has logged in with docker, podman or
-skopeo need not do so again. A pull that was interrupted goes on where it broke off.`,
+skopeo need not do so again. A pull that was interrupted goes on where it broke off. The image is called
+NAME, or else what the reference says, and that is printed.`,
 		Example: "  banger image pull debian:12-slim",
 		Args:    args(1, 2, "a reference, and perhaps a name"),
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -33,13 +35,21 @@ skopeo need not do so again. A pull that was interrupted goes on where it broke 
 			if err != nil {
 				return err
 			}
-			p := a.bars()
-			err = client.PullImage(cmd.Context(), req, p.event)
+			var p watcher = silence{}
+			if !quiet {
+				p = a.bars()
+			}
+			made, err := client.PullImage(cmd.Context(), req, p.event)
 			p.close()
-			return err
+			if err != nil {
+				return err
+			}
+			a.print("%s\n", shown(made))
+			return nil
 		},
 	}
 	f := cmd.Flags()
+	f.BoolVarP(&quiet, "quiet", "q", false, "print nothing but the image's name")
 	f.StringVar(&req.Platform, "platform", "", "`os/architecture` of the image (linux/amd64)")
 	f.Var(size{&req.SizeBytes}, "size", "of its filesystem, like 8G; what fits if none is given")
 	return cmd

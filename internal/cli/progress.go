@@ -28,14 +28,14 @@ type progress struct {
 	timer  *time.Timer
 	start  time.Time // of the operation
 	latest api.Event
-	drawn  time.Time // when the line was last drawn; zero if nothing is on it
-	told   bool      // the latest stage has its plain line
+	drawn  time.Time            // when the line was last drawn; zero if nothing is on it
+	begun  map[string]time.Time // of stages, of which several may go on side by side; zero: it has its plain line
 }
 
 // progress begins to watch an operation. Several that run side by side have labels and
 // share the terminal by plain lines.
 func (a *app) progress(label string) *progress {
-	p := &progress{w: a.Stderr, live: label == "" && isTerminal(a.Stderr), label: label, start: time.Now()}
+	p := &progress{w: a.Stderr, live: label == "" && isTerminal(a.Stderr), label: label, start: time.Now(), begun: map[string]time.Time{}}
 	p.timer = time.AfterFunc(patience, p.tick)
 	return p
 }
@@ -54,11 +54,25 @@ func (p *progress) event(e api.Event) {
 	newStage := e.Stage != p.latest.Stage
 	p.latest = e
 	switch {
-	case p.live && !p.drawn.IsZero() && time.Since(p.drawn) >= redraw:
-		p.draw()
-	case !p.live && newStage:
-		p.told = false
+	case p.live:
+		if !p.drawn.IsZero() && time.Since(p.drawn) >= redraw {
+			p.draw()
+		}
+	case newStage:
+		if begun, again := p.begun[e.Stage]; !again {
+			p.begun[e.Stage] = time.Now()
+		} else if time.Since(begun) >= patience {
+			p.tell()
+		}
 		p.timer.Reset(patience)
+	}
+}
+
+// tell writes the plain line of the latest stage, once.
+func (p *progress) tell() {
+	if !p.begun[p.latest.Stage].IsZero() {
+		p.begun[p.latest.Stage] = time.Time{}
+		fmt.Fprintf(p.w, "banger: %s%s…\n", p.prefix(), shown(p.latest.Stage))
 	}
 }
 
@@ -78,9 +92,8 @@ func (p *progress) tick() {
 	case p.live:
 		p.draw()
 		p.timer.Reset(time.Second)
-	case !p.told:
-		p.told = true
-		fmt.Fprintf(p.w, "banger: %s%s…\n", p.prefix(), shown(p.latest.Stage))
+	default:
+		p.tell()
 	}
 }
 

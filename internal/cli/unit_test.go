@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -191,7 +192,7 @@ func TestKernelName(t *testing.T) {
 func TestProgress(t *testing.T) {
 	watch := func(live bool, label string) (*progress, *bytes.Buffer) {
 		var b bytes.Buffer
-		p := &progress{w: &b, live: live, label: label, start: time.Now(), timer: time.NewTimer(time.Hour)}
+		p := &progress{w: &b, live: live, label: label, start: time.Now(), timer: time.NewTimer(time.Hour), begun: map[string]time.Time{}}
 		return p, &b
 	}
 	t.Run("quick work is silent", func(t *testing.T) {
@@ -217,6 +218,20 @@ func TestProgress(t *testing.T) {
 		if got, want := b.String(), "banger: web: boot\\x1b…\nbanger: warning: slow\n  disk\n"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	})
+	t.Run("plain lines of stages side by side", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p, b := watch(false, "")
+			for n := range int64(10) {
+				p.event(api.Event{Stage: "layer 1", Done: n, Total: 10})
+				p.event(api.Event{Stage: "layer 2", Done: n, Total: 10})
+				time.Sleep(patience / 5)
+			}
+			p.close()
+			if got, want := b.String(), "banger: layer 1…\nbanger: layer 2…\n"; got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
 	})
 	t.Run("a line on a terminal", func(t *testing.T) {
 		p, b := watch(true, "")

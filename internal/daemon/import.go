@@ -99,6 +99,7 @@ func (l *library) PullImage(ctx context.Context, o *op.Operation, req api.PullIm
 	if in.Name, err = image.ParseName(in.Name); err != nil {
 		return err
 	}
+	o.Made(in.Name)
 	l.making.RLock()
 	defer l.making.RUnlock()
 	key := fmt.Sprintf("pull %s %s %s %d", ref.Name(), in.Name, req.Platform, bytes)

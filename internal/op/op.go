@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"slices"
 	"sync"
 
 	"banger/internal/errs"
@@ -18,7 +19,14 @@ type Event struct {
 	Done, Total int64
 	Warning     string
 	Finished    bool
-	Err         error // of a finished operation
+	Err         error  // of a finished operation
+	Made        string // by one that has not failed: the name of the image
+}
+
+// told is an event and when it was told: the events before it, and their updates, have lower numbers.
+type told struct {
+	Event
+	seq int
 }
 
 // Operation is one piece of work. It runs on whether anyone follows it or not.
@@ -29,12 +37,15 @@ type Operation struct {
 
 	mu      sync.Mutex
 	subject string        // id of the VM it is about
-	events  []Event       // all of them, but progress within a stage replaces itself
+	made    string        // name of an image
+	events  []told        // all of them, but progress within a stage replaces itself
+	seq     int           // of the latest
 	changed chan struct{} // closed and replaced at every change
 	done    bool
 }
 
-// Stage tells that the operation has come to the named stage, or how far it is in it.
+// Stage tells that the operation has come to the named stage, or how far it is in it. Several may
+// go on side by side.
 func (o *Operation) Stage(name string, done, total int64) {
 	o.add(Event{Stage: name, Done: done, Total: total})
 }
@@ -56,39 +67,48 @@ func (o *Operation) Subject() string {
 	return o.subject
 }
 
+// Made sets the name of the image that the operation makes, once it is known.
+func (o *Operation) Made(image string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.made = image
+}
+
 // Cancel asks the operation to stop and undo what it did.
 func (o *Operation) Cancel() { o.cancel() }
 
 func (o *Operation) add(e Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if n := len(o.events); n > 0 && e.Stage != "" && o.events[n-1].Stage == e.Stage {
-		o.events[n-1] = e
-	} else {
-		o.events = append(o.events, e)
+	if e.Stage != "" {
+		o.events = slices.DeleteFunc(o.events, func(t told) bool { return t.Stage == e.Stage })
 	}
+	if e.Finished && e.Err == nil {
+		e.Made = o.made
+	}
+	o.seq++
+	o.events = append(o.events, told{e, o.seq})
 	o.done = e.Finished
 	close(o.changed)
 	o.changed = make(chan struct{})
 }
 
 // Follow calls yield with every event from the first to the last, waiting for those to
-// come. It ends early when ctx does or yield returns false.
+// come; of a stage's progress it may miss some. It ends early when ctx does or yield returns false.
 func (o *Operation) Follow(ctx context.Context, yield func(Event) bool) {
-	var last Event
-	for next := 0; ; {
+	for seen := 0; ; {
 		o.mu.Lock()
-		var news []Event
-		if next > 0 && o.events[next-1] != last { // progress in the stage last told
-			next--
+		var news []told
+		for _, t := range o.events {
+			if t.seq > seen {
+				news = append(news, t)
+			}
 		}
-		news = append(news, o.events[next:]...)
-		next = len(o.events)
 		changed, done := o.changed, o.done
 		o.mu.Unlock()
-		for _, e := range news {
-			last = e
-			if !yield(e) {
+		for _, t := range news {
+			seen = t.seq
+			if !yield(t.Event) {
 				return
 			}
 		}

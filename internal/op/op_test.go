@@ -49,6 +49,28 @@ func TestFollowersSeeEveryStage(t *testing.T) {
 	})
 }
 
+// Stages that go on side by side take no more room the longer they do.
+func TestStagesSideBySide(t *testing.T) {
+	r := NewRegistry(t.Context())
+	o := r.Start("pull", func(_ context.Context, o *Operation) error {
+		for n := range int64(1000) {
+			o.Stage("one", n, 1000)
+			o.Stage("two", n, 2000)
+		}
+		o.Made("app:1")
+		return nil
+	})
+	if err := o.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var got []Event
+	o.Follow(t.Context(), func(e Event) bool { got = append(got, e); return true })
+	want := []Event{{Stage: "one", Done: 999, Total: 1000}, {Stage: "two", Done: 999, Total: 2000}, {Finished: true, Made: "app:1"}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("a late follower saw %+v", got)
+	}
+}
+
 func TestCancelReachesTheWork(t *testing.T) {
 	r := NewRegistry(t.Context())
 	o := r.Start("wait", func(ctx context.Context, _ *Operation) error {

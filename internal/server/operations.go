@@ -61,7 +61,7 @@ func (s *Server) operationRoutes(a huma.API) {
 // event puts an operation's event into words for the client; the last one carries the VM
 // as it is then.
 func (s *Server) event(o *op.Operation, e op.Event) api.Event {
-	out := api.Event{Stage: e.Stage, Done: e.Done, Total: e.Total, Warning: e.Warning, Finished: e.Finished, Error: wire(e.Err)}
+	out := api.Event{Stage: e.Stage, Done: e.Done, Total: e.Total, Warning: e.Warning, Finished: e.Finished, Error: wire(e.Err), Image: e.Made}
 	if id := o.Subject(); e.Finished && id != "" {
 		if v, err := s.VMs.Find(context.Background(), id); err == nil { // it may be gone, rightly
 			shown := s.show(v)

@@ -117,8 +117,12 @@ func (f *fetched) prefetch() <-chan struct{} {
 					close(l.done)
 					<-slots
 				}()
+				stop := f.watch(digest)
 				l.err = f.puller.blob(f.ctx, f.remote, digest, l.size)
-				if l.err != nil && f.ctx.Err() == nil {
+				stop()
+				if l.err == nil {
+					f.report(f.stage(digest), l.size, l.size)
+				} else if f.ctx.Err() == nil {
 					l.err = explain(f.remote.host, l.err)
 				}
 			}()
@@ -139,9 +143,9 @@ func (f *fetched) Open(name string) (io.ReadCloser, int64, error) {
 	if !ok || len(digest) != 2*sha256.Size {
 		return nil, 0, fs.ErrNotExist
 	}
-	if _, layer := f.layers[digest]; layer {
-		if err := f.await(digest); err != nil {
-			return nil, 0, err
+	if l, layer := f.layers[digest]; layer {
+		if <-l.done; l.err != nil {
+			return nil, 0, l.err
 		}
 	} else if err := f.small(digest); err != nil {
 		return nil, 0, err
@@ -158,22 +162,32 @@ func (f *fetched) Open(name string) (io.ReadCloser, int64, error) {
 	return file, info.Size(), nil
 }
 
-// await waits for a layer, and tells how far it is.
-func (f *fetched) await(digest string) error {
+func (f *fetched) stage(digest string) string {
+	return fmt.Sprintf("pulling layer %d of %d", slices.Index(f.order, digest)+1, len(f.order))
+}
+
+// watch tells how far a layer is, whichever pull fetches it, until it is stopped.
+func (f *fetched) watch(digest string) (stop func()) {
 	const often = 200 * time.Millisecond
-	l := f.layers[digest]
-	stage := fmt.Sprintf("pulling layer %d of %d", slices.Index(f.order, digest)+1, len(f.order))
-	tick := time.NewTicker(often)
-	defer tick.Stop()
-	for {
-		select {
-		case <-l.done:
-			return l.err
-		case <-tick.C:
+	quit, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(often)
+		defer tick.Stop()
+		for {
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+			}
 			if info, err := os.Stat(f.puller.path(digest) + ".part"); err == nil {
-				f.report(stage, info.Size(), l.size)
+				f.report(f.stage(digest), info.Size(), f.layers[digest].size)
 			}
 		}
+	}()
+	return func() {
+		close(quit)
+		<-ended
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -37,6 +38,7 @@ type world struct {
 	*httptest.Server
 	image v1.Image
 	large v1.Hash // the second layer, of 3 MiB
+	inner http.Handler
 
 	mu     sync.Mutex
 	asked  []string // paths, with their ranges
@@ -45,8 +47,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{}
-	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	w := &world{inner: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
 	w.Server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
 		if r.Method == "GET" {
@@ -55,7 +56,7 @@ func newWorld(t *testing.T) *world {
 		before := w.before
 		w.mu.Unlock()
 		if before == nil || !before(rw, r) {
-			inner.ServeHTTP(rw, r)
+			w.inner.ServeHTTP(rw, r)
 		}
 	}))
 	t.Cleanup(w.Close)
@@ -210,6 +211,64 @@ func TestPullsShareTheirLayers(t *testing.T) {
 	all.Wait()
 	if n := w.count(w.large.Hex); n != 1 {
 		t.Errorf("the layer was fetched %d times", n)
+	}
+}
+
+// Layers that come side by side are told of side by side, and each to its end.
+func TestProgressOfEachLayer(t *testing.T) {
+	w, p := newWorld(t), newPuller(t)
+	p.Limits.Stall = time.Minute
+	both := make(chan struct{})
+	w.fault(func(rw http.ResponseWriter, r *http.Request) bool {
+		rec := httptest.NewRecorder()
+		if r.Method != "GET" || !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		w.inner.ServeHTTP(rec, r)
+		b := rec.Body.Bytes()
+		rw.Header().Set("Content-Length", fmt.Sprint(len(b)))
+		rw.Write(b[:len(b)/2])
+		http.NewResponseController(rw).Flush()
+		if bytes.Contains(b, []byte("rootfs")) { // the configuration
+			rw.Write(b[len(b)/2:])
+			return true
+		}
+		<-both
+		rw.Write(b[len(b)/2:])
+		return true
+	})
+	ref, err := ParseReference(w.host() + "/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	latest, halfway := map[string]string{}, map[string]bool{}
+	s, err := p.Pull(t.Context(), ref, oci.Choice{}, nil, func(stage string, done, total int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		latest[stage] = fmt.Sprintf("%d of %d", done, total)
+		if done == total/2 && total > 0 && !halfway[stage] {
+			if halfway[stage] = true; len(halfway) == 2 {
+				close(both)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range s.Layers {
+		r, err := l.Open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	delete(latest, "asking the registry")
+	if want := (map[string]string{"pulling layer 1 of 2": "2048 of 2048", "pulling layer 2 of 2": "3147264 of 3147264"}); !maps.Equal(latest, want) {
+		t.Errorf("in the end there was told %v", latest)
 	}
 }
 
