@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -112,6 +113,38 @@ func TestImageOfAVM(t *testing.T) {
 	b.noDraft()
 }
 
+// interrupted runs a command, whose input does not end, and sends it a signal when it has said
+// something on standard error.
+func (b *banger) interrupted(sig unix.Signal, stdin, after string, args ...string) result {
+	b.t.Helper()
+	c := b.command(args...)
+	in, err := c.StdinPipe()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	said, err := c.StderrPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := io.WriteString(in, stdin); err != nil {
+		b.t.Fatal(err)
+	}
+	var text []byte
+	for sent, buf := false, make([]byte, 4096); err == nil; {
+		var n int
+		n, err = said.Read(buf)
+		if text = append(text, buf[:n]...); !sent && strings.Contains(string(text), after) {
+			sent = true
+			c.Process.Signal(sig)
+		}
+	}
+	c.Wait() // its exit code tells
+	return result{err: string(text), code: c.ProcessState.ExitCode()}
+}
+
 func TestCustomize(t *testing.T) {
 	b := newBanger(t)
 	script := func(text string) string {
@@ -141,8 +174,24 @@ func TestCustomize(t *testing.T) {
 	if out := b.ok("ls", "-aq"); out != "" {
 		t.Errorf("VMs left: %q", out)
 	}
-	r = b.run("", "image", "customize", "tiny", "broken", "--keep", "--script", failing)
+	interrupt := func(after string, args ...string) result {
+		t.Helper()
+		return b.interrupted(unix.SIGINT, "", after, append([]string{"image", "customize", "tiny", "broken", "--script", script("echo begun; sleep 1000\n")}, args...)...)
+	}
+	if r := interrupt("begun\n"); r.code != 130 {
+		t.Errorf("Ctrl-C: exit code %d\n%s", r.code, r.err)
+	}
+	if out := b.ok("ls", "-aq"); out != "" {
+		t.Errorf("VMs left: %q", out)
+	}
+	r = interrupt("begun\n", "--keep")
 	name := strings.TrimSpace(b.ok("ls", "-aq"))
+	if r.code != 130 || name == "" || !strings.Contains(r.err, "is left: interrupted") || !strings.Contains(r.err, "banger exec "+b.inspect(name).Name) {
+		t.Errorf("Ctrl-C with --keep: exit code %d, VM %q\n%s", r.code, name, r.err)
+	}
+	b.ok("rm", "-f", name)
+	r = b.run("", "image", "customize", "tiny", "broken", "--keep", "--script", failing)
+	name = strings.TrimSpace(b.ok("ls", "-aq"))
 	if r.code != 1 || name == "" || !strings.Contains(r.err, "banger exec "+b.inspect(name).Name) {
 		t.Errorf("--keep: exit code %d, VM %q\n%s", r.code, name, r.err)
 	}
@@ -172,7 +221,13 @@ func TestCustomize(t *testing.T) {
 	if out := b.ok("ls", "-aq"); out != "" {
 		t.Errorf("VMs left: %q", out)
 	}
-	if r := b.run("exit 1\n", "image", "customize", "tiny", "hand2", "--interactive"); r.code != 1 {
+	r = b.interrupted(unix.SIGTERM, "echo begun >&2\n", "begun\n", "image", "customize", "tiny", "hand2", "--interactive")
+	name = strings.TrimSpace(b.ok("ls", "-aq"))
+	if r.code != 128+int(unix.SIGTERM) || name == "" || !strings.Contains(r.err, "banger commit --stop "+b.inspect(name).Name+" hand2") {
+		t.Errorf("SIGTERM while there is a shell: exit code %d, VM %q\n%s", r.code, name, r.err)
+	}
+	b.ok("rm", "-f", name)
+	if r := b.run("exit 1\n", "image", "customize", "tiny", "hand2", "--interactive"); r.code != 1 || !strings.Contains(r.err, "ended with status 1, so no image is made") {
 		t.Errorf("interactive and given up: %d\n%s", r.code, r.err)
 	}
 	b.refused(1, []string{"no image"}, "image", "customize", "nonesuch", "x", "--script", failing)

@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -122,35 +124,84 @@ func (a *app) customize(ctx context.Context, client *api.Client, c customize) (e
 		return err
 	}
 	if c.interactive {
-		err = a.exec(ctx, client, vm.ID, api.Exec{TTY: isTerminal(a.Stdin) && isTerminal(a.Stdout)})
-		if _, ended := errors.AsType[exitCode](err); err != nil && !ended { // what was done by hand is there still
-			return errs.New(errs.Unavailable, "VM %s is left", shown(vm.Name)).Because(err).
-				Try("go on with it: banger exec %s; or keep its disk: banger commit --stop %s %s; then: banger rm -f %s", vm.Name, vm.Name, c.commit.Name, vm.Name)
-		}
-		if err != nil {
-			err = errs.New(errs.Conflict, "the shell did not end with status 0, so no image is made").Because(err)
-		}
-	} else {
-		err = a.runScript(ctx, client, vm, script)
+		return a.byHand(ctx, client, vm, c)
 	}
+	work, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go halts(work, client, vm, func(why string) {
+		stop(errs.New(errs.Unavailable, "the script can't go on: %s", shown(why)).Try("make room for the state directory: banger disk usage"))
+	})
+	err = a.runScript(work, client, vm, script)
 	if err == nil {
-		if err = a.keepDisk(ctx, client, vm, c.commit); err != nil && (c.interactive || c.keep && ctx.Err() == nil) {
-			return errs.New(errs.Conflict, "VM %s is left", shown(vm.Name)).Because(err).
-				Try("keep its disk: banger commit --stop %s %s; then: banger rm -f %s", vm.Name, c.commit.Name, vm.Name)
-		}
-	} else if c.keep && ctx.Err() == nil {
-		return errs.New(errs.Conflict, "VM %s is left", shown(vm.Name)).Because(err).
-			Try("look at it: banger exec %s; then: banger rm -f %s", vm.Name, vm.Name)
+		err = a.keepDisk(work, client, vm, c.commit)
 	}
-	if _, gone := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil); gone != nil && !notFound(gone) && err == nil {
-		err = gone
+	hint := fmt.Sprintf("look at it: banger exec %s; then: banger rm -f %s", vm.Name, vm.Name)
+	if halted, ok := errors.AsType[*errs.Error](context.Cause(work)); ok && err != nil {
+		err, hint = halted, fmt.Sprintf("make room, then: banger resume %s; ", vm.Name)+hint
+	}
+	if err != nil && c.keep {
+		return a.left(ctx, vm, err, hint)
+	}
+	return errors.Join(err, discard(ctx, client, vm))
+}
+
+// byHand gives a person a shell in the VM, and keeps its disk when that ends with status 0.
+// Whatever else goes wrong than that shell, the VM stays.
+func (a *app) byHand(ctx context.Context, client *api.Client, vm api.VM, c customize) error {
+	watch, stop := context.WithCancel(ctx)
+	defer stop()
+	go halts(watch, client, vm, func(why string) {
+		a.note("%s\r", shown(fmt.Sprintf("%s stands still until there is room, and then goes on by: banger resume %s (%s)", vm.Name, vm.Name, why)))
+	})
+	err := a.exec(ctx, client, vm.ID, api.Exec{TTY: isTerminal(a.Stdin) && isTerminal(a.Stdout)})
+	if code, ended := errors.AsType[exitCode](err); ended && ctx.Err() == nil {
+		return errors.Join(errs.New(errs.Conflict, "the shell ended with status %d, so no image is made", int(code)), discard(ctx, client, vm))
+	}
+	hint := fmt.Sprintf("keep its disk: banger commit --stop %s %s; then: banger rm -f %s", vm.Name, c.commit.Name, vm.Name)
+	if err != nil {
+		return a.left(ctx, vm, err, fmt.Sprintf("go on with it: banger exec %s; or ", vm.Name)+hint)
+	}
+	if err := a.keepDisk(ctx, client, vm, c.commit); err != nil {
+		return a.left(ctx, vm, err, hint)
+	}
+	return discard(ctx, client, vm)
+}
+
+// halts calls do when the VM stands still because the host has no room for what it writes.
+func halts(ctx context.Context, client *api.Client, vm api.VM, do func(why string)) {
+	// It fails as the work itself will.
+	_ = client.Events(ctx, 0, true, func(t api.Transition) bool {
+		if t.VM == vm.ID && t.To == api.StatePaused && t.Reason != "" { // otherwise someone has paused it
+			why, _, _ := strings.Cut(t.Reason, "; ") // what follows is what to do with a VM that stays
+			do(why)
+		}
+		return true
+	})
+}
+
+// left tells that the VM stays, why, and what to do with it.
+func (a *app) left(ctx context.Context, vm api.VM, why error, hint string) error {
+	if s, ok := interruption(ctx); ok {
+		why = s
+	}
+	err := errs.New(errs.Conflict, "VM %s is left", shown(vm.Name)).Because(why).Try("%s", hint)
+	if ctx.Err() != nil {
+		a.report(err) // at its end there is told no more than that
 	}
 	return err
 }
 
+// discard removes a VM that has served.
+func discard(ctx context.Context, client *api.Client, vm api.VM) error {
+	if _, err := client.RemoveVM(context.WithoutCancel(ctx), vm.ID, true, nil); err != nil && !notFound(err) {
+		return err
+	}
+	return nil
+}
+
 // keepDisk stops the VM and commits it.
 func (a *app) keepDisk(ctx context.Context, client *api.Client, vm api.VM, req api.CommitVM) error {
-	if _, err := client.Trim(ctx, vm.ID); err != nil { // the image takes more room than it need
+	if _, err := client.Trim(ctx, vm.ID); err != nil && ctx.Err() == nil { // the image takes more room than it need
 		a.note("warning: can't trim the disk first: %v", err)
 	}
 	req.Stop = true

@@ -60,16 +60,18 @@ func (w workshop) run(ctx context.Context, o *op.Operation, base image.Image, co
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go w.watch(ctx, v.ID, before, stop)
+	defer func() {
+		if full, ok := errors.AsType[*errs.Error](context.Cause(ctx)); ok && err != nil {
+			err = full
+		}
+	}()
 	for i, c := range commands {
 		o.Stage(fmt.Sprintf("%d of %d: %s", i+1, len(commands), firstLine(c)), 0, 0)
 		if err := w.exec(ctx, v, c); err != nil {
-			if full, ok := errors.AsType[*errs.Error](context.Cause(ctx)); ok {
-				return full
-			}
 			return err
 		}
 	}
-	if _, err := w.vms.Trim(ctx, v.ID); err != nil {
+	if _, err := w.vms.Trim(ctx, v.ID); err != nil && ctx.Err() == nil {
 		o.Warn("can't trim the disk first: " + err.Error()) // it takes more room than it need
 	}
 	_, err = w.vms.Flatten(ctx, o, v.ID, path, true)

@@ -11,7 +11,8 @@ import (
 
 // Flatten writes the disk of a VM that does not run, as its guest would see it, to a new
 // raw file at path, and returns the VM whose it is. With stop one that runs is stopped
-// first, and stays, also if it was to be removed when it stops. errs.Conflict if it runs.
+// first, and stays, also if it was to be removed when it stops. errs.Conflict if it runs,
+// errs.Unavailable if it was stopped but its disk lacks some of what its guest has written.
 func (m *Manager) Flatten(ctx context.Context, o *op.Operation, id, path string, stop bool) (VM, error) {
 	v, unlock, err := m.lock(ctx, id, "copied")
 	if err != nil {
@@ -19,8 +20,17 @@ func (m *Manager) Flatten(ctx context.Context, o *op.Operation, id, path string,
 	}
 	defer unlock()
 	if stop && v.State.HasMachine() {
-		if v, err = m.stopAnd(ctx, o, v, StopLimit, m.rest); err != nil {
+		var killed error
+		v, err = m.stopAnd(ctx, o, v, StopLimit, func(ctx context.Context, v VM, why error) (VM, error) {
+			killed = why
+			return m.rest(ctx, v, Stopped, "")
+		})
+		if err != nil {
 			return v, err
+		}
+		if errors.Is(killed, errTorn) {
+			return v, errs.New(errs.Unavailable, "VM %s did not power off, so its disk is not whole", v.Name).Because(killed).
+				Try("see that there is room for what it writes: banger disk usage; then start it, and try again")
 		}
 	}
 	if v.State == Suspended {

@@ -2,13 +2,17 @@ package vm_test
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"banger/internal/errs"
+	"banger/internal/guest/proto"
 	"banger/internal/op"
 	"banger/internal/vm"
 )
@@ -188,6 +192,44 @@ func TestStopKillsAGuestThatWillNot(t *testing.T) {
 	if _, err := m.Guest(t.Context(), "web"); errs.KindOf(err) != errs.Conflict || errs.HintOf(err) != "banger start web" {
 		t.Errorf("the guest of a stopped VM: %v", err)
 	}
+}
+
+// No image is made of the disk of a VM that had to be killed before it had written out what it has;
+// if it has done that at least, it is as good as one that has powered off.
+func TestFlattenOfAVMThatIsKilled(t *testing.T) {
+	w := newWorld(t)
+	m, end := w.daemon()
+	defer end()
+	flatten := func(v vm.VM) (string, error) {
+		path := filepath.Join(t.TempDir(), "flat")
+		_, err := operation(t, func(ctx context.Context, o *op.Operation) error {
+			_, err := m.Flatten(ctx, o, v.ID, path, true)
+			return err
+		})
+		return path, err
+	}
+	frozen, torn := made(t, m, vm.Request{Name: "frozen"}), made(t, m, vm.Request{Name: "torn"})
+	w.set(func() { w.fail = proto.MethodShutdown })
+	if path, err := flatten(frozen); err != nil {
+		t.Errorf("one that froze: %v", err)
+	} else if _, err := os.Stat(path); err != nil || w.froze != 1 {
+		t.Errorf("one that froze %d times: %v", w.froze, err)
+	}
+	w.set(func() { w.fail = "" })
+
+	if _, err := m.Pause(t.Context(), torn.ID); err != nil {
+		t.Fatal(err)
+	}
+	w.set(func() { w.fail = "pause" }) // as it does whenever it is to go on
+	path, err := flatten(torn)
+	if errs.KindOf(err) != errs.Unavailable || !strings.Contains(err.Error(), "its disk is not whole") {
+		t.Errorf("one that was killed as it was: %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a copy of its disk: %v", err)
+	}
+	w.set(func() { w.fail = "" })
+	settled(t, m, "torn", vm.Stopped)
 }
 
 func TestPauseAndResume(t *testing.T) {

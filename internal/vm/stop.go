@@ -28,12 +28,16 @@ func (m *Manager) Stop(ctx context.Context, o *op.Operation, id string, limit ti
 
 // stop is Stop with v's lock held.
 func (m *Manager) stop(ctx context.Context, o *op.Operation, v VM, limit time.Duration) (VM, error) {
-	return m.stopAnd(ctx, o, v, limit, m.settle)
+	return m.stopAnd(ctx, o, v, limit, func(ctx context.Context, v VM, _ error) (VM, error) { return m.settle(ctx, v, Stopped, "") })
 }
 
-// stopAnd is stop with what is done with a VM that has been powered off: settle, or rest.
+// errTorn is part of why a guest was killed: its disk lacks some of what it has written.
+var errTorn = errors.New("and what it had not written to its disk is lost")
+
+// stopAnd is stop with what is done with a VM that has been powered off, or killed, which
+// the function is then told the reason of.
 func (m *Manager) stopAnd(ctx context.Context, o *op.Operation, v VM, limit time.Duration,
-	settle func(context.Context, VM, State, string) (VM, error)) (_ VM, err error) {
+	settle func(ctx context.Context, v VM, killed error) (VM, error)) (_ VM, err error) {
 	id := v.ID
 	defer func() {
 		if err != nil {
@@ -48,20 +52,21 @@ func (m *Manager) stopAnd(ctx context.Context, o *op.Operation, v VM, limit time
 	if v, err = m.update(ctx, id, "stop", func(x *VM) error { return x.To(Stopping, "") }); err != nil {
 		return v, err
 	}
+	var killed error
 	if limit > 0 && paused { // a paused guest can't hear
 		if err := r.machine.Resume(ctx); err != nil {
 			o.Warn(fmt.Sprintf("VM %s could not be resumed, so it is killed: %v", v.Name, err))
-			limit = 0
+			limit, killed = 0, fmt.Errorf("%w, %w", err, errTorn)
 		}
 	}
 	if limit > 0 {
 		o.Stage("waiting for the guest to power off", 0, 0)
-		if err := m.powerOff(ctx, r, limit); err != nil {
-			o.Warn(fmt.Sprintf("VM %s did not power off, so it was killed: %v", v.Name, err))
+		if killed = m.powerOff(ctx, r, limit); killed != nil {
+			o.Warn(fmt.Sprintf("VM %s did not power off, so it was killed: %v", v.Name, killed))
 		}
 	}
 	// From here on there is no way back: a caller that leaves changes nothing.
-	return settle(context.WithoutCancel(ctx), v, Stopped, "")
+	return settle(context.WithoutCancel(ctx), v, killed)
 }
 
 // stopWithout stops a VM of whose machine nothing is known, and why. Since v's lock is held
@@ -118,7 +123,7 @@ func (m *Manager) Restart(ctx context.Context, o *op.Operation, id string, limit
 	return m.start(ctx, o, v, begin, wait, "")
 }
 
-// powerOff asks the guest to end and waits until the machine has.
+// powerOff asks the guest to end and waits until the machine has. errTorn if it has to be killed as it is.
 func (m *Manager) powerOff(ctx context.Context, r *running, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -131,7 +136,7 @@ func (m *Manager) powerOff(ctx context.Context, r *running, limit time.Duration)
 		case <-r.machine.Done(): // it went before its answer did
 			return nil
 		default:
-			return err
+			return freeze(ctx, r, err)
 		}
 	}
 	select {
@@ -139,25 +144,30 @@ func (m *Manager) powerOff(ctx context.Context, r *running, limit time.Duration)
 		return nil
 	case <-ctx.Done():
 	}
-	freeze(ctx, r)
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("it was still running after %v", limit)
+	err = ctx.Err()
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("it was still running after %v", limit)
 	}
-	return ctx.Err()
+	return freeze(ctx, r, err)
 }
 
 // freezeLimit bounds how long a guest that is about to be killed may take to bring its
 // filesystem into order.
 const freezeLimit = 2 * time.Second
 
-// freeze has a guest that will not power off write out what it has and hold still, so that
-// it can be killed without loss. One that does not even do that is past helping.
-func freeze(ctx context.Context, r *running) {
+// freeze has a guest that will not power off, and why, write out what it has and hold still, so that
+// it can be killed without loss. One that does not even do that is past helping: errTorn.
+func freeze(ctx context.Context, r *running, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeLimit)
 	defer cancel()
-	if g, err := r.channel(ctx); err == nil {
-		_ = g.Call(ctx, proto.MethodFreeze, nil, nil)
+	g, err := r.channel(ctx)
+	if err == nil {
+		err = g.Call(ctx, proto.MethodFreeze, nil, nil)
 	}
+	if err != nil {
+		return fmt.Errorf("%w, %w", why, errTorn)
+	}
+	return why
 }
 
 // settle removes what is left of v's machine and brings v to rest in the state given, or
