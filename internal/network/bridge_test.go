@@ -57,8 +57,10 @@ func TestGuestsReachWhatTheyMay(t *testing.T) {
 	if got := ask(a.ns, "169.254.169.254:80", refusal); got != "" {
 		t.Errorf("the cloud's secrets: %q", got)
 	}
+	w.reaches(here, gateway+":8080", "host to "+gateway)
 	w.route(w.lan, w.subnet.String(), hostOnLAN)
 	w.blocked(w.lan, a.web())
+	w.blocked(w.lan, gateway+":8080") // nor is what the host has there for its guests
 }
 
 // What did not forward before forwards for guests only.

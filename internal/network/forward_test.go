@@ -3,6 +3,10 @@ package network
 import (
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,6 +96,18 @@ func TestForwardsOnTheBridge(t *testing.T) {
 	w.reaches(here, "127.0.0.1:8081", "guest "+other.VM+" to "+Gateway(w.subnet).String())
 	must(t, w.bridge.Detach(t.Context(), other.VM))
 	w.blocked(here, "127.0.0.1:8081")
+}
+
+// A port that takes a right which the daemon does not have is refused with what to do.
+func TestAPrivilegedPort(t *testing.T) {
+	newWorld(t) // or skips
+	c := exec.Command("/proc/self/exe")
+	c.Env = append(os.Environ(), helper+"=listen")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := c.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "tcp port 127.0.0.1:80 of this host is for privileged programs only; choose one from 1024 on") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // echo answers datagrams to the guest's port 7.

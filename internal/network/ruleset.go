@@ -99,6 +99,7 @@ func ipTable(c Config, ports []Port, opened []string) Table {
 				{"guests may ask the host's DNS", []Clause{in, destination(gateway), port("udp", 53), accept()}},
 				{"guests may ask the host's DNS by TCP", []Clause{in, destination(gateway), port("tcp", 53), accept()}},
 				{"guests reach nothing else of the host", []Clause{in, drop()}},
+				{"nobody else reaches what the host has for guests", []Clause{inputInterface(c.Bridge, false), inputInterface("lo", false), destination(gateway), drop()}},
 			}},
 			{Name: "forward", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Rules: []Rule{
 				// What a guest sends to another by way of the host, and where br_netfilter is on
@@ -114,7 +115,8 @@ func ipTable(c Config, ports []Port, opened []string) Table {
 				{"and nothing else", []Clause{inputIn(setOpened), drop()}},
 			}},
 			{Name: "postrouting", Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: 100, Rules: []Rule{
-				{"guests look like the host to everyone else", []Clause{sourceWithin(c.Subnet()), outputInterface(c.Bridge, false), masquerade()}},
+				// Not what the host says to itself from its address there: the name server knows it by that.
+				{"guests look like the host to everyone else", []Clause{sourceWithin(c.Subnet()), outputInterface(c.Bridge, false), outputInterface("lo", false), masquerade()}},
 			}},
 		},
 	}

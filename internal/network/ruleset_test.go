@@ -24,6 +24,7 @@ func TestRulesAreAValue(t *testing.T) {
 		iifname "banger0" ip daddr 10.1.0.1 udp dport 53 accept
 		iifname "banger0" ip daddr 10.1.0.1 tcp dport 53 accept
 		iifname "banger0" drop
+		iifname != "banger0" iifname != "lo" ip daddr 10.1.0.1 drop
 	}
 	chain forward {
 		iifname "banger0" oifname "banger0" ip saddr @isolated drop
@@ -36,7 +37,7 @@ func TestRulesAreAValue(t *testing.T) {
 		iifname @opened drop
 	}
 	chain postrouting {
-		ip saddr 10.1.0.0/24 oifname != "banger0" masquerade
+		ip saddr 10.1.0.0/24 oifname != "banger0" oifname != "lo" masquerade
 	}
 }
 table bridge banger_ab {

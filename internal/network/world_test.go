@@ -24,6 +24,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"banger/internal/errs"
 	"banger/internal/network/networktest"
 )
 
@@ -37,6 +38,10 @@ const helper = "BANGER_TEST_HELPER"
 
 func TestMain(m *testing.M) {
 	switch {
+	case os.Getenv(helper) == "listen":
+		err := TryListen(Forward{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:80"), Guest: 80})
+		fmt.Printf("%v; %s", err, errs.HintOf(err))
+		os.Exit(0)
 	case os.Getenv(helper) != "":
 		conn, err := nftables.New()
 		if err == nil {
