@@ -322,6 +322,7 @@ func TestPortsOfAUserNetwork(t *testing.T) {
 	for _, bad := range []string{"0:80", "99999:80", "80:0", "x", "80"} {
 		b.refused(1, []string{"no port to forward"}, "port", name, "--add", bad)
 	}
+	b.refused(1, []string{"80", "choose", "from 1024 on"}, "port", name, "--add", "80:80") // without a right to it
 	b.refused(1, []string{"does not forward"}, "port", name, "--rm", "18099:80")
 	b.refused(125, []string{"18084", "taken"}, "run", "-d", "--image", "tiny", "--net", "user", "-p", "18084:80")
 	b.ok("stop", name)

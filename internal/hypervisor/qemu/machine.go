@@ -157,6 +157,9 @@ func (m *machine) command(ctx context.Context, name string) error {
 	return nil
 }
 
+// privilegedPorts are those below.
+const privilegedPorts = 1024
+
 // Forward opens or closes a port; see [hypervisor.Machine]. QEMU has this for people only:
 // what it says is a sentence, and nothing at all when a port was opened.
 func (m *machine) Forward(ctx context.Context, f hypervisor.Forward, open bool) error {
@@ -175,7 +178,11 @@ func (m *machine) Forward(ctx context.Context, f hypervisor.Forward, open bool) 
 	if !open && strings.HasSuffix(said, "not found") {
 		return nil
 	}
-	return errs.New(errs.Unavailable, "QEMU can't forward %s port %s", f.Protocol, f.Host).Because(errors.New(said))
+	refused := errs.New(errs.Unavailable, "QEMU can't forward %s port %s", f.Protocol, f.Host).Because(errors.New(said))
+	if f.Host.Port() < privilegedPorts {
+		return refused.Try("choose a port from %d on, for a confined QEMU has no right to those below; on the bridge (--net bridge) the daemon listens", privilegedPorts)
+	}
+	return refused
 }
 
 // Close lets go of the machine; see [hypervisor.Machine].
