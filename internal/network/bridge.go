@@ -72,14 +72,14 @@ func Open(o Options) *Bridge {
 func (b *Bridge) Check() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if !root() {
+		return errs.New(errs.Unavailable, "bridge networking takes root").Try("use --net user, or run bangerd as root")
+	}
 	if _, _, err := findBridge(b.kernel.owner, b.Name); err != nil {
 		return err
 	}
 	if b.usable {
 		return nil
-	}
-	if !root() {
-		return errs.New(errs.Unavailable, "bridge networking takes root").Try("use --net user, or run bangerd as root")
 	}
 	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
@@ -130,7 +130,7 @@ func (b *Bridge) CheckSubnet(subnet netip.Prefix) error {
 		return err
 	}
 	if u, taken := Overlap(subnet, used); taken {
-		return errs.New(errs.Conflict, "the subnet %s overlaps %s", subnet, u.By).Try("banger network move, without a subnet, chooses one that overlaps nothing")
+		return errs.New(errs.Conflict, "the subnet %s overlaps %s", subnet, u.By).Try("leave the subnet out, here or in the config file, and one is chosen that overlaps nothing")
 	}
 	return nil
 }

@@ -112,6 +112,27 @@ func TestForwardingThatOthersWant(t *testing.T) {
 	}
 }
 
+// Nor does it stop when someone who wanted it does no longer.
+func TestForwardingThatOthersSwitchOff(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.bridge.Watch())
+	must(t, setForwarding("all", true))
+	t.Cleanup(func() { setForwarding("all", false) })
+	g := w.guest()
+	must(t, setForwarding("all", false))
+	eventually(t, "lan0 and the bridge forward", patience, func() bool {
+		lan, _ := forwards("lan0")
+		bridge, _ := forwards(w.bridge.name)
+		return lan && bridge
+	})
+	w.reaches(g.ns, webServer+":80", "web to "+hostOnLAN)
+	must(t, w.bridge.Detach(t.Context(), g.VM))
+	w.nothingLeft()
+	if on, err := forwards("lan0"); err != nil || on {
+		t.Errorf("lan0 forwards still, %v", err)
+	}
+}
+
 // nothingLeft checks that nothing of ours is on the host.
 func (w *world) nothingLeft() {
 	w.t.Helper()

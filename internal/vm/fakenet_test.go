@@ -19,12 +19,16 @@ type fakeNet struct {
 	w       *world
 	ports   map[string]network.Port
 	choice  string // subnet that is chosen; empty: there is no bridge to be had
+	foreign bool   // the bridge's name is that of another's interface
 	overlap string
 }
 
 func (n *fakeNet) Check() error {
 	if err := n.w.failing("network"); err != nil {
 		return err
+	}
+	if n.foreign {
+		return errs.New(errs.Conflict, "the interface is another's")
 	}
 	if n.choice == "" {
 		return errs.New(errs.Unavailable, "there is no bridge here")

@@ -58,9 +58,12 @@ const stableNames = "net.ifnames=0"
 func (m *Manager) fillNet(req Request, s *Spec) error {
 	switch req.Net {
 	case "", "auto":
-		s.Net = NetUser
-		if m.Network.Check() == nil {
-			s.Net = NetBridge
+		s.Net = NetBridge
+		switch err := m.Network.Check(); {
+		case errs.KindOf(err) == errs.Conflict: // the config file asks for what is another's
+			return err
+		case err != nil:
+			s.Net = NetUser
 		}
 	case "bridge":
 		if err := m.Network.Check(); err != nil {

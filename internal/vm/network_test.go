@@ -42,6 +42,20 @@ func TestAutoMeansTheBridgeWhereThereIsOne(t *testing.T) {
 	}
 }
 
+// A bridge that is configured and can't be had is no reason for another network.
+func TestAutoIsNotForWhatIsConfiguredWrong(t *testing.T) {
+	w := newWorld(t)
+	w.net.foreign = true
+	m, end := w.daemon()
+	defer end()
+	if v, err := create(t, m, vm.Request{Name: "a"}); errs.KindOf(err) != errs.Conflict {
+		t.Errorf("it is made with %s, %v", v.Spec.Net, err)
+	}
+	if _, err := create(t, m, vm.Request{Name: "b", Net: "user"}); err != nil {
+		t.Errorf("one that does not want it: %v", err)
+	}
+}
+
 func TestFiftyVMsAtOnceHaveAddressesOfTheirOwn(t *testing.T) {
 	w := bridgedWorld(t)
 	m, end := w.daemon()
