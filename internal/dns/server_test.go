@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -225,6 +226,9 @@ func TestDig(t *testing.T) {
 
 // Ten thousand questions a second, for three seconds, are all answered, while records change.
 func TestNothingIsLost(t *testing.T) {
+	if os.Getenv("BANGER_LAB") != "" {
+		t.Skip("SKIP: a lab that is translated has no time for as many")
+	}
 	s, addr := hostServer(t)
 	const askers, each, rate = 4, 7500, 10_000
 	var wg sync.WaitGroup

@@ -45,6 +45,8 @@ type Bridge struct {
 	usable      bool    // Check has succeeded
 	unsettled   bool    // Detach has left something to do
 
+	retryAfter time.Duration // what could not be set is tried again
+
 	stop    func()
 	watched sync.WaitGroup
 	closing context.Context // until Close
@@ -56,12 +58,16 @@ type Bridge struct {
 // that comes at once would wait for that, and then for their making.
 const settleAfter = 2 * time.Second
 
+// retryAfter is after how long what could not be set is tried again, when nothing tells that it
+// could be now: firewalld is silent while it starts, say.
+const retryAfter = 10 * time.Second
+
 // Open returns the bridge of a state directory. It changes nothing on the host.
 func Open(o Options) *Bridge {
 	b := &Bridge{
 		Options: o, kernel: kernel{ownerAlias(o.State), linkGroup(o.State), opened{filepath.Join(o.State, "forwarding.json"), o.BootID}},
 		ports: map[string]Port{}, taps: map[string]*os.File{}, leaving: map[string]*os.File{},
-		stop: func() {},
+		stop: func() {}, retryAfter: retryAfter,
 	}
 	b.closing, b.close = context.WithCancel(context.Background())
 	return b
@@ -298,10 +304,10 @@ func (b *Bridge) apply() error {
 	if err != nil {
 		return err
 	}
-	b.rules, b.unforwarded = rules, forwarding
-	if forwarding != nil {
+	if forwarding != nil && (b.unforwarded == nil || b.unforwarded.Error() != forwarding.Error()) {
 		b.Log.Warn("guests may not reach beyond this host", "err", forwarding)
 	}
+	b.rules, b.unforwarded = rules, forwarding
 	b.look()
 	return nil
 }

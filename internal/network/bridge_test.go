@@ -122,7 +122,7 @@ func TestForwardingThatOthersSwitchOff(t *testing.T) {
 	must(t, setForwarding("all", false))
 	eventually(t, "lan0 and the bridge forward", patience, func() bool {
 		lan, _ := forwards("lan0")
-		bridge, _ := forwards(w.bridge.name)
+		bridge, _ := forwards(w.bridge.Status().Bridge)
 		return lan && bridge
 	})
 	w.reaches(g.ns, webServer+":80", "web to "+hostOnLAN)

@@ -117,6 +117,12 @@ func (z *zones) set(kept map[string]string) {
 	z.of, z.kept = maps.Clone(kept), kept
 }
 
+func (z *zones) refuse(deny bool) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.deny = deny
+}
+
 func (z *zones) text() string {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -201,14 +207,20 @@ func TestAZoneThatSomeoneChose(t *testing.T) {
 	}
 }
 
+// One that refuses is asked again, though nothing tells when it does no longer.
 func TestAFirewalldThatRefuses(t *testing.T) {
 	w := newWorld(t)
 	z := firewalld(t)
-	z.deny = true
+	w.bridge.retryAfter = 50 * time.Millisecond
+	must(t, w.bridge.Watch())
+	z.refuse(true)
 	w.guest()
 	if problem := w.bridge.Status().Problem; !strings.Contains(problem, "have firewalld let guests by") {
 		t.Errorf("the problem is %q", problem)
 	}
+	z.refuse(false)
+	eventually(t, "the bridge is in its zone", patience, func() bool { return strings.Contains(z.text(), "banger0 trusted") })
+	eventually(t, "there is no problem any more", patience, func() bool { return w.bridge.Status().Problem == "" })
 }
 
 // Rules of a firewalld that does not run any more.

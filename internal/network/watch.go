@@ -26,12 +26,18 @@ func (b *Bridge) Watch() error {
 	b.watched.Go(func() { hear(rules, changed, othersRules) })
 	b.watched.Go(func() { hear(routes, changed, func(netlink.Message) bool { return true }) })
 	b.watched.Go(func() {
+		var again <-chan time.Time
 		for {
+			retry := false
 			select {
 			case <-changed:
-				b.mend(done)
+			case <-again:
+				retry = true
 			case <-done:
 				return
+			}
+			if again = nil; !b.mend(done, retry) {
+				again = time.After(b.retryAfter)
 			}
 		}
 	})
@@ -104,25 +110,29 @@ func othersRules(m netlink.Message) bool {
 // pause is how long changes of others are let come to an end before they are looked at.
 const pause = 200 * time.Millisecond
 
-// mend sets right what is not as it was made, once things have been still for a moment.
-func (b *Bridge) mend(done <-chan struct{}) {
+// mend sets right what is not as it was made, once things have been still for a moment. It tells
+// whether all is as it should be; what could not be set before is tried when that is asked for,
+// not at every turn.
+func (b *Bridge) mend(done <-chan struct{}, retry bool) bool {
 	select {
 	case <-time.After(pause):
 	case <-done:
-		return
+		return true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.ports) == 0 {
-		return
+		return true
 	}
-	if err := b.mendNow(); err != nil {
+	err := b.mendNow(retry)
+	if err != nil {
 		b.Log.Error("mend the network", "err", err)
 	}
+	return err == nil && b.unforwarded == nil
 }
 
 // mendNow is mend with the lock held.
-func (b *Bridge) mendNow() error {
+func (b *Bridge) mendNow(retry bool) error {
 	same, err := intact(b.rules)
 	if err == nil && same {
 		same, err = b.kernel.bridged(b.config())
@@ -135,9 +145,9 @@ func (b *Bridge) mendNow() error {
 		b.rules = nil
 		return b.apply()
 	}
-	// An interface may have come that does not forward yet. What could not be set before
-	// is not tried at every turn.
-	if ready, err := b.kernel.forwarding(b.config()); err != nil || !ready && b.unforwarded == nil {
+	// An interface may have come that does not forward yet.
+	ready, err := b.kernel.forwarding(b.config())
+	if fine := b.unforwarded == nil; err != nil || ready != fine || !ready && retry {
 		return errors.Join(err, b.apply())
 	}
 	b.look()
