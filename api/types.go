@@ -32,6 +32,7 @@ type VM struct {
 	Nested      bool       `json:"nested" doc:"Its CPU shows virtualization, so that it can run VMs itself"`
 	CPUs        int        `json:"cpus"`
 	MemoryBytes int64      `json:"memory_bytes"`
+	HugePages   bool       `json:"huge_pages,omitempty" doc:"Its memory is of the host's pages of 2 MiB"`
 	Disk        Disk       `json:"disk"`
 	Network     Network    `json:"network"`
 	Start       *Start     `json:"start,omitempty" doc:"The last start; absent before the first"`
@@ -71,6 +72,13 @@ type Disk struct {
 	VirtualBytes   int64  `json:"virtual_bytes" doc:"The size the guest sees"`
 	ChangedBytes   *int64 `json:"changed_bytes,omitempty" doc:"How much of the disk differs from the image; absent where the driver can't tell"`
 	AllocatedBytes int64  `json:"allocated_bytes" doc:"Bytes of the host's that this VM alone takes"`
+	DiskLimit
+}
+
+// DiskLimit is how much a VM may read from its disk and write to it, together; 0 is as much as it likes.
+type DiskLimit struct {
+	BytesPerSecond    int64 `json:"bytes_per_second,omitempty"`
+	RequestsPerSecond int64 `json:"requests_per_second,omitempty"`
 }
 
 // Network is how a VM is connected.
@@ -101,29 +109,31 @@ type Start struct {
 
 // CreateVM asks for a new VM. A zero field takes the daemon's default.
 type CreateVM struct {
-	Name        string   `json:"name,omitempty" doc:"A DNS label; one is invented if empty"`
-	Image       string   `json:"image,omitempty"`
-	Kernel      string   `json:"kernel,omitempty"`
-	CPUs        *int     `json:"cpus,omitempty"`
-	MemoryBytes *int64   `json:"memory_bytes,omitempty"`
-	DiskBytes   *int64   `json:"disk_bytes,omitempty" doc:"Virtual size of the root disk; at least the image's"`
-	DiskDriver  string   `json:"disk_driver,omitempty" doc:"auto, or a driver's name: qcow2, reflink, dm, copy"`
-	Net         string   `json:"net,omitempty" doc:"auto, user, none or bridge"`
-	Isolated    bool     `json:"isolated,omitempty" doc:"On the bridge: neither reach other VMs nor be reached by them"`
-	HostAccess  bool     `json:"host_access,omitempty" doc:"On the bridge: reach every service of the host's"`
-	Forwards    []string `json:"forwards,omitempty" doc:"Ports of the host's to forward: [HOSTIP:]HOST:GUEST[/udp]"`
-	Backend     string   `json:"backend,omitempty" doc:"The VMM: auto, firecracker or qemu"`
-	Accel       string   `json:"accel,omitempty" doc:"auto, kvm or tcg"`
-	Nested      bool     `json:"nested,omitempty" doc:"Give it a CPU that shows virtualization, so that it can run VMs itself"`
-	Unjailed    bool     `json:"unjailed,omitempty" doc:"Do not confine its VMM, which then has all rights of the daemon's"`
-	Env         []string `json:"env,omitempty" doc:"K=V, for every command run in the VM"`
-	Boot        string   `json:"boot,omitempty" doc:"cold: from the kernel's first instruction; warm: from a template, or not at all; empty: warm where there is a template"`
-	From        string   `json:"from,omitempty" doc:"Name of a snapshot to go on from; what the machine is, is that one's"`
-	Start       bool     `json:"start" doc:"Start it too, and be done when the guest answers"`
-	Wait        string   `json:"wait,omitempty" doc:"boot: until the image's init has finished its start (default); agent: until the guest answers"`
-	AutoRemove  bool     `json:"auto_remove,omitempty"`
-	Autostart   bool     `json:"autostart,omitempty" doc:"If it ran when the host went down, start it again"`
-	Lease       string   `json:"lease,omitempty" doc:"Remove the VM when the connection that holds this lease ends"`
+	Name        string     `json:"name,omitempty" doc:"A DNS label; one is invented if empty"`
+	Image       string     `json:"image,omitempty"`
+	Kernel      string     `json:"kernel,omitempty"`
+	CPUs        *int       `json:"cpus,omitempty"`
+	MemoryBytes *int64     `json:"memory_bytes,omitempty"`
+	DiskBytes   *int64     `json:"disk_bytes,omitempty" doc:"Virtual size of the root disk; at least the image's"`
+	DiskDriver  string     `json:"disk_driver,omitempty" doc:"auto, or a driver's name: qcow2, reflink, dm, copy"`
+	DiskLimit   *DiskLimit `json:"disk_limit,omitempty"`
+	HugePages   bool       `json:"huge_pages,omitempty" doc:"Make its memory of the host's pages of 2 MiB, which must be reserved"`
+	Net         string     `json:"net,omitempty" doc:"auto, user, none or bridge"`
+	Isolated    bool       `json:"isolated,omitempty" doc:"On the bridge: neither reach other VMs nor be reached by them"`
+	HostAccess  bool       `json:"host_access,omitempty" doc:"On the bridge: reach every service of the host's"`
+	Forwards    []string   `json:"forwards,omitempty" doc:"Ports of the host's to forward: [HOSTIP:]HOST:GUEST[/udp]"`
+	Backend     string     `json:"backend,omitempty" doc:"The VMM: auto, firecracker or qemu"`
+	Accel       string     `json:"accel,omitempty" doc:"auto, kvm or tcg"`
+	Nested      bool       `json:"nested,omitempty" doc:"Give it a CPU that shows virtualization, so that it can run VMs itself"`
+	Unjailed    bool       `json:"unjailed,omitempty" doc:"Do not confine its VMM, which then has all rights of the daemon's"`
+	Env         []string   `json:"env,omitempty" doc:"K=V, for every command run in the VM"`
+	Boot        string     `json:"boot,omitempty" doc:"cold: from the kernel's first instruction; warm: from a template, or not at all; empty: warm where there is a template"`
+	From        string     `json:"from,omitempty" doc:"Name of a snapshot to go on from; what the machine is, is that one's"`
+	Start       bool       `json:"start" doc:"Start it too, and be done when the guest answers"`
+	Wait        string     `json:"wait,omitempty" doc:"boot: until the image's init has finished its start (default); agent: until the guest answers"`
+	AutoRemove  bool       `json:"auto_remove,omitempty"`
+	Autostart   bool       `json:"autostart,omitempty" doc:"If it ran when the host went down, start it again"`
+	Lease       string     `json:"lease,omitempty" doc:"Remove the VM when the connection that holds this lease ends"`
 }
 
 // StartVM asks to start a stopped VM.
@@ -367,6 +377,35 @@ type Stats struct {
 	ReadBytes  int64       `json:"read_bytes" doc:"Read from the host's disks"`
 	WriteBytes int64       `json:"write_bytes" doc:"Written to the host's disks"`
 	Guest      *GuestStats `json:"guest" doc:"What the guest says of itself; null if it does not answer or is paused"`
+
+	Balloon *BalloonStats `json:"balloon,omitempty" doc:"What the driver of its balloon tells of its memory; Firecracker only"`
+	Devices *DeviceStats  `json:"devices,omitempty" doc:"What the VMM counts, since the VM's start or the daemon's, whichever is later; Firecracker only"`
+}
+
+// BalloonStats is what the driver of a guest's balloon tells of its memory, some seconds ago.
+type BalloonStats struct {
+	HeldBytes       int64 `json:"held_bytes" doc:"Taken from the guest"`
+	TotalBytes      int64 `json:"total_bytes"`
+	FreeBytes       int64 `json:"free_bytes"`
+	AvailableBytes  int64 `json:"available_bytes"`
+	CachedBytes     int64 `json:"cached_bytes" doc:"Of disks, which can be had back at once"`
+	SwappedInBytes  int64 `json:"swapped_in_bytes"`
+	SwappedOutBytes int64 `json:"swapped_out_bytes"`
+	MajorFaults     int64 `json:"major_faults"`
+	MinorFaults     int64 `json:"minor_faults"`
+}
+
+// DeviceStats is what a VMM counts of a VM's devices.
+type DeviceStats struct {
+	DiskReadBytes       int64 `json:"disk_read_bytes"`
+	DiskWriteBytes      int64 `json:"disk_write_bytes"`
+	DiskThrottled       int64 `json:"disk_throttled" doc:"Times that its limit held the disk up"`
+	DiskFailures        int64 `json:"disk_failures"`
+	NetRxBytes          int64 `json:"net_rx_bytes"`
+	NetTxBytes          int64 `json:"net_tx_bytes"`
+	NetFailures         int64 `json:"net_failures"`
+	ConsoleDroppedBytes int64 `json:"console_dropped_bytes" doc:"That came faster than a console's are let through"`
+	ForbiddenCalls      int64 `json:"forbidden_calls" doc:"System calls that the VMM's own filter stopped"`
 }
 
 // GuestStats is what a guest says of itself.

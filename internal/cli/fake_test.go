@@ -207,6 +207,9 @@ func (f *fake) create(r *http.Request) (any, *api.Error) {
 		return nil, fail("not_found", "banger image ls", "there is no image %q", vm.Image)
 	}
 	f.note("create %s env=%v start=%v lease=%v autoremove=%v", vm.Name, req.Env, req.Start, req.Lease != "", req.AutoRemove)
+	if req.DiskLimit != nil || req.HugePages {
+		f.note("limit=%+v huge=%v", req.DiskLimit, req.HugePages)
+	}
 	f.note("net=%s forwards=%v isolated=%v host=%v", req.Net, req.Forwards, req.Isolated, req.HostAccess)
 	f.vms[vm.ID] = vm
 	if req.Lease != "" {

@@ -62,6 +62,9 @@ func (f *fake) system(handle func(string, func(*http.Request) (any, *api.Error))
 			return nil, fail("conflict", "banger start "+vm.Name, "VM %s is %s", vm.Name, vm.State)
 		}
 		f.next++
+		if vm.Name == "mute" {
+			return api.Stats{VM: vm.ID, Name: vm.Name, Balloon: &api.BalloonStats{TotalBytes: 256 << 20, AvailableBytes: 192 << 20}}, nil
+		}
 		return api.Stats{VM: vm.ID, Name: vm.Name, At: time.Unix(int64(1000+f.next), 0), CPUSeconds: float64(f.next) / 4, PSSBytes: 80 << 20, DiskBytes: 1 << 20,
 			Guest: &api.GuestStats{Load1: 0.25, MemoryTotalBytes: 512 << 20, MemoryAvailableBytes: 384 << 20, RxBytes: 1024, TxBytes: 2048}}, nil
 	})

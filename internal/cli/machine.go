@@ -28,12 +28,17 @@ func (a *app) machineFlags(cmd *cobra.Command) *api.CreateVM {
 // shapeFlags are those that say what machine a VM has.
 func shapeFlags(cmd *cobra.Command, req *api.CreateVM) {
 	var cpus int
+	var limit api.DiskLimit
+	var rate *int64
 	f := cmd.Flags()
 	f.StringVar(&req.Kernel, "kernel", "", "`kernel` that it boots")
 	f.IntVar(&cpus, "cpus", 0, "number of CPUs")
 	f.Var(size{&req.MemoryBytes}, "memory", "memory, as in 1G")
 	f.Var(size{&req.DiskBytes}, "disk", "size of its disk, as in 8G; at least the image's")
 	f.StringVar(&req.DiskDriver, "disk-driver", "", "what makes its disk: auto, qcow2, reflink, dm or copy")
+	f.Var(size{&rate}, "disk-rate", "most that is read from its disk and written to it in a second, as in 50M")
+	f.Int64Var(&limit.RequestsPerSecond, "disk-iops", 0, "most requests to its disk in a second")
+	f.BoolVar(&req.HugePages, "huge-pages", false, "make its memory of the host's pages of 2 MiB, which must be reserved")
 	f.StringVar(&req.Net, "net", "", "network: auto, bridge, user or none")
 	f.StringVar(&req.Backend, "backend", "", "what runs it: auto (firecracker where it can), firecracker or qemu")
 	f.StringVar(&req.Accel, "accel", "", "acceleration: auto, kvm or tcg")
@@ -42,6 +47,12 @@ func shapeFlags(cmd *cobra.Command, req *api.CreateVM) {
 	cmd.PreRun = func(cmd *cobra.Command, _ []string) {
 		if cmd.Flags().Changed("cpus") {
 			req.CPUs = &cpus
+		}
+		if rate != nil {
+			limit.BytesPerSecond = *rate
+		}
+		if limit != (api.DiskLimit{}) {
+			req.DiskLimit = &limit
 		}
 	}
 }

@@ -114,6 +114,9 @@ func statsRows(before, now []api.Stats) [][]string {
 			net = bytesText(g.RxBytes) + "/" + bytesText(g.TxBytes)
 			load = fmt.Sprintf("%.2f", g.Load1)
 		}
+		if b := s.Balloon; b != nil && s.Guest == nil { // the agent does not answer, and the kernel does
+			guest = bytesText(b.TotalBytes-b.AvailableBytes) + "/" + bytesText(b.TotalBytes)
+		}
 		rows = append(rows, []string{
 			s.Name, cpu, bytesText(s.PSSBytes), guest, bytesText(s.DiskBytes),
 			bytesText(s.ReadBytes) + "/" + bytesText(s.WriteBytes), net, load,

@@ -27,6 +27,8 @@ type Config struct {
 	Bridge     string // name of the bridge, or empty
 	Subnet     string // of the bridge, or empty
 
+	Firecracker Firecracker
+
 	TemplateBytes int64 // what templates may take of the disk; 0: VMs never start warm
 
 	Pool      map[string]int // how many VMs of an image are kept ready, by its name
@@ -44,6 +46,12 @@ type Config struct {
 type Runtime struct {
 	URL string // or empty
 	Key string // the minisign public key that one must be signed with, or empty
+}
+
+// Firecracker is what is settled for all VMs that Firecracker runs.
+type Firecracker struct {
+	DiskIO      string // sync or async
+	CPUTemplate string // path of a file, or empty
 }
 
 // DNS is how the names of VMs are made known.
@@ -197,6 +205,8 @@ func (c *Config) byDefault(key string, getenv func(string) string, euid int) ([]
 		return []string{"debian"}, nil
 	case "template_budget":
 		return []string{"10G"}, nil // room for some eighty templates of Debian
+	case "firecracker_disk_io":
+		return []string{"sync"}, nil
 	case "pool_memory":
 		return []string{"1G"}, nil
 	case "dns_publish":

@@ -194,3 +194,15 @@ func TestMirrors(t *testing.T) {
 		t.Errorf("got %v, %v", c.Mirrors, err)
 	}
 }
+
+func TestFirecracker(t *testing.T) {
+	path, getenv := fileWith(t, "firecracker_disk_io = \"async\"\nfirecracker_cpu_template = \"/etc/cpu.json\"\n")
+	c, err := Load(getenv, 0, nil)
+	if err != nil || c.Firecracker != (Firecracker{DiskIO: "async", CPUTemplate: "/etc/cpu.json"}) {
+		t.Errorf("%s: got %+v, %v", path, c.Firecracker, err)
+	}
+	_, getenv = fileWith(t, "firecracker_disk_io = \"fast\"\n")
+	if _, err := Load(getenv, 0, nil); errs.KindOf(err) != errs.Invalid || !strings.Contains(errs.HintOf(err), "sync or async") {
+		t.Errorf("got %v, %s", err, errs.HintOf(err))
+	}
+}

@@ -73,6 +73,10 @@ var Keys = []Key{
 		Doc: "How many VMs of which images are kept started and paused, for run and create to take at once where nothing is asked of the machine."},
 	{Name: "pool_memory", Example: `"1G"`, Daemon: true, set: setPoolMemory,
 		Doc: "How much memory the guests of such VMs may have together."},
+	{Name: "firecracker_disk_io", Example: `"sync"`, Daemon: true, set: setDiskIO,
+		Doc: "How Firecracker reads and writes disks: sync, one request after another, or async, many at a time by io_uring, which Firecracker calls a preview."},
+	{Name: "firecracker_cpu_template", Example: `"/etc/banger/cpu.json"`, path: true, Daemon: true, set: text(func(c *Config) *string { return &c.Firecracker.CPUTemplate }),
+		Doc: "A file with what CPU guests of Firecracker's see, as its documentation of custom CPU templates has it: to be the same on hosts that differ."},
 	{Name: "dns_publish", Example: `"auto"`, Daemon: true, set: setPublish,
 		Doc: "How the names of VMs are made known to the host's programs: auto, resolved, hosts, exec or none."},
 	{Name: "dns_exec", Example: `["/usr/local/bin/publish-name"]`, list: true, Daemon: true, set: setExec,
@@ -130,6 +134,14 @@ func setTemplateBudget(c *Config, v []string) (err error) {
 	if err != nil || c.TemplateBytes < 0 {
 		return hinted{fmt.Errorf("%q is no size", v[0]), `write it as "10G" or "512M"; "0" does without templates`}
 	}
+	return nil
+}
+
+func setDiskIO(c *Config, v []string) error {
+	if v[0] != "sync" && v[0] != "async" {
+		return hinted{fmt.Errorf("%q is no way to read and write disks", v[0]), "choose sync or async"}
+	}
+	c.Firecracker.DiskIO = v[0]
 	return nil
 }
 

@@ -86,7 +86,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if d.identity, err = loadIdentity(filepath.Join(state, "ssh")); err != nil {
 		return nil, err
 	}
-	d.vmm = newVMM(filepath.Join(state, "cache"), d.bundle)
+	d.vmm = newVMM(filepath.Join(state, "cache"), d.opts.Config.Firecracker, d.bundle)
 	d.jails.home = filepath.Join(state, "cache", "jail")
 	if err := d.jails.clear(); err != nil {
 		opts.Log.Error("clear a try of a jail away", "err", err) // the next try does it

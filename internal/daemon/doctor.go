@@ -57,8 +57,14 @@ func (d *Daemon) checkFirecracker(ctx context.Context) api.Check {
 		c.Detail += ". QEMU runs all VMs"
 		return c
 	}
+	if err := d.vmm.firecrackers.CheckOptions(); err != nil {
+		return finding(name, failed, "", err)
+	}
 	if note := firecracker.Untested(version); note != "" {
 		return finding(name, warning, note, nil)
+	}
+	if lacking := firecracker.Lacking(version); lacking != "" {
+		return finding(name, ok, lacking, nil)
 	}
 	return finding(name, ok, "Firecracker "+version, nil)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"banger/internal/config"
 	"banger/internal/disk/qcow2"
 	"banger/internal/errs"
 	"banger/internal/host"
@@ -39,7 +40,7 @@ type machines interface {
 }
 
 // newVMM makes the backends. bundle finds the runtime bundle, whose Firecracker comes first.
-func newVMM(cache string, bundle func() (runtimedir.Bundle, error)) *vmm {
+func newVMM(cache string, own config.Firecracker, bundle func() (runtimedir.Bundle, error)) *vmm {
 	findQEMU := func() string { return qemu.DefaultBinary }
 	findFirecracker := func() string {
 		if b, err := bundle(); err == nil {
@@ -50,7 +51,7 @@ func newVMM(cache string, bundle func() (runtimedir.Bundle, error)) *vmm {
 		}
 		return firecracker.DefaultBinary
 	}
-	v := &vmm{map[hypervisor.Backend]backend{}, firecracker.New(findFirecracker)}
+	v := &vmm{map[hypervisor.Backend]backend{}, firecracker.New(findFirecracker, firecracker.Options(own))}
 	add := func(name hypervisor.Backend, find func() string, m machines) {
 		v.backends[name] = backend{m, &proof.Prover{Machines: m, Program: find, Cache: filepath.Join(cache, "kvm-"+string(name)+".json")}}
 	}
@@ -135,6 +136,11 @@ func (v *vmm) firecracker(ctx context.Context, spec vm.Spec, vmlinux string) err
 	}
 	if why := firecracker.Unfit(version); why != "" && spec.Backend == vm.AutoBackend {
 		return errs.New(errs.Unavailable, "%s", why)
+	}
+	if spec.HugePages {
+		if err := firecracker.CheckHugePages(version); err != nil {
+			return err
+		}
 	}
 	if spec.Accel == string(hypervisor.KVM) {
 		return nil // asked for, it is not to be proven

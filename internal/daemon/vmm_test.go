@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/internal/config"
 	"banger/internal/hypervisor"
 	"banger/internal/runtimedir"
 	"banger/internal/vm"
@@ -22,11 +23,15 @@ func TestAnOldFirecrackerIsPassedOver(t *testing.T) {
 		if err := os.WriteFile(program, []byte("#!/bin/sh\necho 'Firecracker v"+version+"'\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		v := newVMM(t.TempDir(), func() (runtimedir.Bundle, error) { return bundle, nil })
+		v := newVMM(t.TempDir(), config.Firecracker{}, func() (runtimedir.Bundle, error) { return bundle, nil })
 		for _, backend := range []hypervisor.Backend{vm.AutoBackend, hypervisor.Firecracker} {
 			err := v.firecracker(t.Context(), vm.Spec{Backend: backend, Accel: "kvm", Net: vm.NetNone}, "")
 			if refused := err != nil && strings.Contains(err.Error(), "command line only"); refused != (passedOver && backend == vm.AutoBackend) {
 				t.Errorf("%s by %s: %v", version, backend, err)
+			}
+			err = v.firecracker(t.Context(), vm.Spec{Backend: hypervisor.Firecracker, Accel: "kvm", Net: vm.NetNone, HugePages: true}, "")
+			if refused := err != nil && strings.Contains(err.Error(), "since 1.11"); refused != passedOver {
+				t.Errorf("huge pages by %s: %v", version, err)
 			}
 		}
 	}

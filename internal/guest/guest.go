@@ -130,6 +130,9 @@ func (a *Agent) Done() <-chan struct{} { return a.mux.Done() }
 // Close ends the session and its streams. The guest goes on.
 func (a *Agent) Close() error { return a.mux.Close() }
 
+// Streams is how many streams are open: of calls under way, commands, copies and connections.
+func (a *Agent) Streams() int { return a.mux.Streams() }
+
 // FromProto makes an errs.Error of an error that the agent sent. A kind that is not one of
 // errs' becomes errs.Internal.
 func FromProto(e *proto.Error) error {

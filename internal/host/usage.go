@@ -66,9 +66,14 @@ func parseCPU(u *Usage, b []byte) error {
 }
 
 func parsePSS(u *Usage, b []byte) error {
-	kib, err := numberAfter(b, "Pss:")
-	u.PSSBytes = kib << 10
-	return err
+	for _, label := range []string{"Pss:", "Private_Hugetlb:"} { // huge pages are in none of the others
+		kib, err := numberAfter(b, label)
+		if err != nil {
+			return err
+		}
+		u.PSSBytes += kib << 10
+	}
+	return nil
 }
 
 func parseIO(u *Usage, b []byte) (err error) {

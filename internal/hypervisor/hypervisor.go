@@ -41,6 +41,7 @@ type MachineSpec struct {
 	Nested      bool // the CPU shows virtualization, so that the guest can run machines itself
 	CPUs        int
 	MemoryBytes int64
+	HugePages   bool     // its memory is of the host's pages of 2 MiB, which it must have reserved
 	Kernel      string   // an ELF vmlinux with a PVH note
 	Initramfs   string   // one file; several cpio archives may lie end to end in it
 	Cmdline     []string // kernel arguments beyond those the machine itself needs
@@ -65,6 +66,13 @@ type Disk struct {
 	Format   string // raw or qcow2; never probed
 	Backing  *Disk  // of a qcow2: what lies below it; its own header is not to be trusted for that
 	ReadOnly bool
+	Limit    Limit
+}
+
+// Limit is how much may be read from a disk and written to it each second, together; 0 is as much as it likes.
+type Limit struct {
+	Bytes    int64
+	Requests int64
 }
 
 // NIC is a virtio network device.
@@ -148,6 +156,9 @@ type Machine interface {
 	// Usage tells what the process takes of the host now.
 	Usage() (host.Usage, error)
 
+	// Report tells what the VMM knows of the machine beside that.
+	Report(ctx context.Context) Report
+
 	// Forward opens a forward by the machine's first NIC, whose mode is user, or closes it.
 	Forward(ctx context.Context, f Forward, open bool) error
 
@@ -161,6 +172,40 @@ type Machine interface {
 	// Close lets go of the machine without ending it: connections and goroutines of
 	// this process only.
 	Close() error
+}
+
+// Report is what a VMM tells of its machine. What it does not know is nil or empty.
+type Report struct {
+	Balloon   *Balloon
+	Devices   *Devices
+	Complaint string // what went wrong last, in the VMM's own words
+}
+
+// Balloon is what the driver of a guest's balloon tells of its memory, in bytes, and of what went to
+// and from its swap.
+type Balloon struct {
+	HeldBytes      int64 // taken from the guest
+	TotalBytes     int64
+	FreeBytes      int64
+	AvailableBytes int64
+	CachedBytes    int64 // of disks, which can be had back at once
+	SwappedIn      int64
+	SwappedOut     int64
+	MajorFaults    int64
+	MinorFaults    int64
+}
+
+// Devices is what a VMM counts of a machine's devices, since it was launched or adopted.
+type Devices struct {
+	DiskReadBytes  int64
+	DiskWriteBytes int64
+	DiskThrottled  int64 // times that a limit held a disk up
+	DiskFailures   int64
+	NetReadBytes   int64 // by the guest
+	NetWriteBytes  int64
+	NetFailures    int64
+	ConsoleDropped int64 // bytes that came faster than they are let through
+	ForbiddenCalls int64 // system calls that its filter stopped
 }
 
 // Exit tells how a VMM process ended.

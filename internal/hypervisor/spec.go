@@ -41,6 +41,19 @@ func (s MachineSpec) Check() error {
 			return invalid("%q can't be a kernel argument", arg)
 		}
 	}
+	if s.HugePages && s.From != nil {
+		return ErrHugePages()
+	}
+	if s.HugePages {
+		if err := CheckHugePages("/", s.MemoryBytes); err != nil {
+			return err
+		}
+	}
+	for _, d := range s.Disks {
+		if d.Limit.Bytes < 0 || d.Limit.Requests < 0 {
+			return invalid("a disk can't be limited to %d bytes and %d requests a second", d.Limit.Bytes, d.Limit.Requests)
+		}
+	}
 	for _, n := range s.NICs {
 		if mac, err := net.ParseMAC(n.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 			return invalid("%q is no hardware address of a network device", n.MAC)

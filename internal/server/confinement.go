@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 
 	"banger/api"
@@ -9,8 +10,11 @@ import (
 )
 
 // showConfined is show with how the VM's machine is confined, which takes a look at it.
-func (s *Server) showConfined(v vm.VM) api.VM {
+func (s *Server) showConfined(ctx context.Context, v vm.VM) api.VM {
 	out := s.show(v)
+	if words := s.VMs.Complaint(ctx, v); words != "" {
+		out.Notes = append(out.Notes, "its VMM said last of what went wrong: "+words)
+	}
 	is, err := s.VMs.Confinement(v)
 	if err != nil { // it does not run, or not any more
 		return out

@@ -94,5 +94,18 @@ func stats(s vm.Stats) api.Stats {
 			RootTotalBytes: g.RootTotalBytes, RootFreeBytes: g.RootFreeBytes, RxBytes: g.RxBytes, TxBytes: g.TxBytes,
 		}
 	}
+	if b := s.Balloon; b != nil {
+		out.Balloon = &api.BalloonStats{
+			HeldBytes: b.HeldBytes, TotalBytes: b.TotalBytes, FreeBytes: b.FreeBytes, AvailableBytes: b.AvailableBytes, CachedBytes: b.CachedBytes,
+			SwappedInBytes: b.SwappedIn, SwappedOutBytes: b.SwappedOut, MajorFaults: b.MajorFaults, MinorFaults: b.MinorFaults,
+		}
+	}
+	if d := s.Devices; d != nil {
+		out.Devices = &api.DeviceStats{
+			DiskReadBytes: d.DiskReadBytes, DiskWriteBytes: d.DiskWriteBytes, DiskThrottled: d.DiskThrottled, DiskFailures: d.DiskFailures,
+			NetRxBytes: d.NetReadBytes, NetTxBytes: d.NetWriteBytes, NetFailures: d.NetFailures,
+			ConsoleDroppedBytes: d.ConsoleDropped, ForbiddenCalls: d.ForbiddenCalls,
+		}
+	}
 	return out
 }

@@ -42,7 +42,7 @@ func (s *Server) vmRoutes(a huma.API) {
 			if err != nil {
 				return nil, toAPI(err)
 			}
-			return &reply[api.VM]{s.showConfined(v)}, nil
+			return &reply[api.VM]{s.showConfined(ctx, v)}, nil
 		})
 	huma.Register(a, route("POST", "/v1/vms", "create-vm", "Create a VM"),
 		func(_ context.Context, in *struct{ Body api.CreateVM }) (*accepted, error) {
@@ -147,10 +147,14 @@ func (s *Server) startOn(ctx context.Context, kind, ref string, run func(context
 }
 
 func request(c api.CreateVM) vm.Request {
+	var limit hypervisor.Limit
+	if l := c.DiskLimit; l != nil {
+		limit = hypervisor.Limit{Bytes: l.BytesPerSecond, Requests: l.RequestsPerSecond}
+	}
 	return vm.Request{
 		Name: c.Name, Image: c.Image, Kernel: c.Kernel, CPUs: c.CPUs, MemoryBytes: c.MemoryBytes, DiskBytes: c.DiskBytes,
-		DiskDriver: c.DiskDriver,
-		Net:        c.Net, Isolated: c.Isolated, HostAccess: c.HostAccess, Forwards: c.Forwards,
+		DiskDriver: c.DiskDriver, DiskLimit: limit, HugePages: c.HugePages,
+		Net: c.Net, Isolated: c.Isolated, HostAccess: c.HostAccess, Forwards: c.Forwards,
 		Backend: c.Backend, Accel: c.Accel, Nested: c.Nested, Unjailed: c.Unjailed, Env: c.Env, AutoRemove: c.AutoRemove, Autostart: c.Autostart, Lease: c.Lease, Start: c.Start, Boot: vm.Boot(c.Boot), Wait: vm.Wait(c.Wait), Snapshot: c.From,
 	}
 }
@@ -158,7 +162,7 @@ func request(c api.CreateVM) vm.Request {
 func (s *Server) show(v vm.VM) api.VM {
 	out := api.VM{
 		ID: v.ID, Name: v.Name, State: api.State(v.State), Image: v.Spec.Image, Kernel: v.Spec.Kernel,
-		Backend: string(cmp.Or(v.Spec.Backend, hypervisor.QEMU)), Accel: v.Spec.Accel, Nested: v.Spec.Nested, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
+		Backend: string(cmp.Or(v.Spec.Backend, hypervisor.QEMU)), Accel: v.Spec.Accel, Nested: v.Spec.Nested, CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes, HugePages: v.Spec.HugePages,
 		Disk:       s.showDisk(v),
 		Network:    s.showNetwork(v),
 		AutoRemove: v.Spec.AutoRemove || v.Spec.Lease != "", Pooled: v.Spec.Pooled, Autostart: v.Spec.Autostart,
@@ -179,7 +183,8 @@ func (s *Server) show(v vm.VM) api.VM {
 
 func (s *Server) showDisk(v vm.VM) api.Disk {
 	u := s.VMs.DiskUsage(v)
-	out := api.Disk{Driver: v.Disk.Driver, VirtualBytes: v.Disk.VirtualBytes, AllocatedBytes: u.AllocatedBytes}
+	out := api.Disk{Driver: v.Disk.Driver, VirtualBytes: v.Disk.VirtualBytes, AllocatedBytes: u.AllocatedBytes,
+		DiskLimit: api.DiskLimit{BytesPerSecond: v.Spec.DiskLimit.Bytes, RequestsPerSecond: v.Spec.DiskLimit.Requests}}
 	if u.ChangedBytes >= 0 {
 		out.ChangedBytes = &u.ChangedBytes
 	}

@@ -26,8 +26,10 @@ type Request struct {
 	Kernel      string
 	CPUs        *int
 	MemoryBytes *int64
+	HugePages   bool
 	DiskBytes   *int64
 	DiskDriver  string // empty: auto
+	DiskLimit   hypervisor.Limit
 	Net         string
 	Isolated    bool
 	HostAccess  bool
@@ -229,7 +231,7 @@ func (m *Manager) fill(req Request) (Spec, error) {
 		return m.fillFromSnapshot(req)
 	}
 	s := Spec{Image: req.Image, Kernel: req.Kernel, CPUs: min(defaultCPUs, m.Host.CPUs), MemoryBytes: defaultMemory,
-		DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Unjailed: req.Unjailed, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease, Throwaway: req.throwaway, Pooled: req.pooled}
+		HugePages: req.HugePages, DiskLimit: req.DiskLimit, DiskDriver: req.DiskDriver, Accel: req.Accel, Nested: req.Nested, Unjailed: req.Unjailed, Env: req.Env, AutoRemove: req.AutoRemove, Autostart: req.Autostart, Lease: req.Lease, Throwaway: req.throwaway, Pooled: req.pooled}
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
 			return s, err
@@ -264,6 +266,9 @@ func (m *Manager) fill(req Request) (Spec, error) {
 			return s, errs.New(errs.Invalid, "a disk can't have %d bytes", *req.DiskBytes)
 		}
 		s.DiskBytes = *req.DiskBytes
+	}
+	if l := s.DiskLimit; l.Bytes < 0 || l.Requests < 0 {
+		return s, errs.New(errs.Invalid, "a disk can't be limited to %d bytes and %d requests a second", l.Bytes, l.Requests).Try("choose more than 0; 0 is no limit")
 	}
 	if s.DiskDriver == "" {
 		s.DiskDriver = disk.Auto

@@ -61,6 +61,8 @@ type world struct {
 	pool     vm.PoolSize
 	refills  int // how often a refill of it was asked for
 	wanted   []vm.Spec
+	streams  int               // open to every guest
+	report   hypervisor.Report // of every machine
 }
 
 func newWorld(t testing.TB) *world {
@@ -260,7 +262,7 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 		w.t.Errorf("a second machine is launched in %s", spec.Dir)
 	}
 	w.nextPID++
-	m := &machine{w: w, done: make(chan struct{}), halts: make(chan string, 1), memory: spec.MemoryBytes, from: spec.From, paused: spec.From != nil,
+	m := &machine{w: w, done: make(chan struct{}), halts: make(chan string, 1), memory: spec.MemoryBytes, from: spec.From, spec: spec, paused: spec.From != nil,
 		rec: hypervisor.Record{VMID: spec.VMID, Dir: spec.Dir, Accel: spec.Accel, Backend: spec.Backend, Process: host.Process{PID: w.nextPID, BootID: w.bootID}}}
 	w.machines[spec.Dir] = m
 	if w.halts != "" {
@@ -271,6 +273,9 @@ func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervis
 
 // Kin is what machines of this world have to have in common.
 func (w *world) Kin(spec hypervisor.MachineSpec) (string, error) {
+	if spec.HugePages {
+		return "", hypervisor.ErrHugePages()
+	}
 	return fmt.Sprint(spec.CPUs, spec.MemoryBytes, spec.Cmdline, len(spec.NICs), w.vmm), nil
 }
 

@@ -22,6 +22,7 @@ type machine struct {
 
 	memory   int64
 	from     *hypervisor.Saved
+	spec     hypervisor.MachineSpec
 	paused   bool
 	forwards map[hypervisor.Forward]bool
 }
@@ -44,6 +45,8 @@ func (m *machine) end(reason string, clean bool) {
 		close(m.done)
 	}
 }
+
+func (m *machine) Report(context.Context) hypervisor.Report { return m.w.report }
 
 func (m *machine) Usage() (host.Usage, error) {
 	return host.Usage{CPU: time.Second, PSSBytes: 1 << 20}, nil
@@ -140,5 +143,6 @@ func (g *fakeGuest) Call(ctx context.Context, method string, params, result any)
 }
 
 func (g *fakeGuest) Join(context.Context, proto.Header, *net.UnixConn) error { return nil }
+func (g *fakeGuest) Streams() int                                            { return g.m.w.streams }
 func (g *fakeGuest) Done() <-chan struct{}                                   { return g.done }
 func (g *fakeGuest) Close() error                                            { return nil }

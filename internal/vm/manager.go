@@ -258,6 +258,16 @@ func (r *running) channel(ctx context.Context) (Guest, error) {
 	return g, nil
 }
 
+// streams is how many streams to the guest are open.
+func (r *running) streams() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.guest == nil {
+		return 0
+	}
+	return r.guest.Streams()
+}
+
 func (r *running) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

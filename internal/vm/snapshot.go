@@ -16,6 +16,7 @@ import (
 	"banger/internal/disk"
 	"banger/internal/errs"
 	"banger/internal/host"
+	"banger/internal/hypervisor"
 	"banger/internal/op"
 	"banger/internal/template"
 )
@@ -64,8 +65,12 @@ func (m *Manager) snapshot(ctx context.Context, o *op.Operation, id string, t te
 	defer stage.Discard()
 	m.making.in(now, stage.Dir)
 	o.Stage("saving the machine", 0, 0)
+	open := r.streams()
 	if t.Disk, err = m.saveMoment(ctx, v, r, stage); err != nil {
 		return t, err
+	}
+	if open > 0 && v.Spec.Backend == hypervisor.Firecracker {
+		o.Warn(fmt.Sprintf("VM %s runs on, but Firecracker has cut off what was connected to it by exec, cp, ssh or port --forward; connections of its network are not touched", v.Name))
 	}
 	o.Stage("making it durable", 0, 0)
 	return m.Templates.Commit(ctx, stage, t)

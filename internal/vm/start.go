@@ -332,6 +332,7 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (spec hypervisor.Machin
 		m.Log.Info("a VM's machine can't be kept", "vm", v.ID, "err", err)
 	}
 	spec.Disks[0], err = m.attachDisk(ctx, v)
+	spec.Disks[0].Limit = v.Spec.DiskLimit
 	return spec, hardware, err
 }
 
@@ -339,12 +340,12 @@ func (m *Manager) machineSpec(ctx context.Context, v VM) (spec hypervisor.Machin
 func (m *Manager) describe(v VM, k kernel.Kernel, initramfs string, backend hypervisor.Backend, accel hypervisor.Accel) hypervisor.MachineSpec {
 	s := hypervisor.MachineSpec{
 		VMID: v.ID, Dir: m.dir(v.ID), Jailed: m.jailed(v), Backend: backend, Accel: accel, Nested: v.Spec.Nested,
-		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes,
+		CPUs: v.Spec.CPUs, MemoryBytes: v.Spec.MemoryBytes, HugePages: v.Spec.HugePages,
 		Kernel: k.Vmlinux, Initramfs: initramfs,
 		// Units that images with separate /home and /var disks carry, which would
 		// otherwise hold up the boot for disks that are not there.
 		Cmdline: []string{"banger.root=/dev/vda", "systemd.mask=home.mount", "systemd.mask=var.mount", stableNames},
-		Disks:   []hypervisor.Disk{{}},
+		Disks:   []hypervisor.Disk{{Limit: v.Spec.DiskLimit}},
 	}
 	if k.ModulesImage != "" {
 		s.Disks = append(s.Disks, hypervisor.Disk{Path: k.ModulesImage, Format: "raw", ReadOnly: true})

@@ -6,6 +6,7 @@ import (
 
 	"banger/internal/guest/proto"
 	"banger/internal/host"
+	"banger/internal/hypervisor"
 )
 
 // Stats is what a running VM takes and does now.
@@ -15,6 +16,8 @@ type Stats struct {
 	Host  host.Usage   // of its VMM process
 	Disk  int64        // bytes of the host's that its disk alone takes
 	Guest *proto.Stats // nil if the guest did not tell in time, or is paused
+
+	hypervisor.Report
 }
 
 // guestPatience is how long a guest may take to tell how it is.
@@ -34,10 +37,27 @@ func (m *Manager) Stats(ctx context.Context, ref string) (Stats, error) {
 	if s.Host, err = r.machine.Usage(); err != nil {
 		return Stats{}, err
 	}
+	s.Report = r.report(ctx)
 	if v.State == Running {
 		s.Guest = m.guestStats(ctx, r)
 	}
 	return s, nil
+}
+
+// Complaint returns what the VMM of a VM that runs has said last of what went wrong, or "".
+func (m *Manager) Complaint(ctx context.Context, v VM) string {
+	r, err := m.machineOf(v)
+	if err != nil {
+		return ""
+	}
+	return r.report(ctx).Complaint
+}
+
+// report returns what the VMM tells of the machine in time.
+func (r *running) report(ctx context.Context) hypervisor.Report {
+	ctx, cancel := context.WithTimeout(ctx, guestPatience)
+	defer cancel()
+	return r.machine.Report(ctx)
 }
 
 // guestStats returns nil where a guest does not answer: that is part of how it is.

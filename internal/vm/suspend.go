@@ -80,9 +80,12 @@ func (m *Manager) keyToSave(ctx context.Context, v VM) (string, error) {
 	if err == nil && key != v.Hardware {
 		err = errOtherMachine
 	}
-	if err != nil {
+	if errors.Is(err, errOtherMachine) {
 		return "", errs.New(errs.Unavailable, "the machine of VM %s can't be kept", v.Name).Because(err).
 			Try("restart it, and it will be of the kind that can: banger restart %s", v.Name)
+	}
+	if err != nil {
+		return "", errs.New(errs.Unavailable, "the machine of VM %s can't be kept", v.Name).Because(err)
 	}
 	return key, nil
 }

@@ -14,7 +14,6 @@ import (
 	"banger/internal/disk"
 	"banger/internal/errs"
 	"banger/internal/guest/proto"
-	"banger/internal/hypervisor"
 	"banger/internal/op"
 	"banger/internal/template"
 )
@@ -52,16 +51,17 @@ type making struct {
 	done   chan struct{}
 }
 
-// wantTemplate has a template be made where v, which was just started, could have used one.
+// wantTemplate has a template be made where v, which was just started, could have used one: where its
+// machine is of a kind that can be kept.
 func (m *Manager) wantTemplate(v VM, req Request) {
-	if req.Start && v.Spec.Backend != hypervisor.Firecracker && req.From == nil && req.Boot == "" && !req.throwaway && m.TemplateBytes > 0 && v.StartKind == Cold && v.Template == "" {
+	if req.Start && v.Hardware != "" && req.From == nil && req.Boot == "" && !req.throwaway && m.TemplateBytes > 0 && v.StartKind == Cold && v.Template == "" {
 		m.TemplateWanted(v.Spec)
 	}
 }
 
 // RequestOf asks for a VM like one of this spec.
 func RequestOf(s Spec) Request {
-	req := Request{Image: s.Image, Kernel: s.Kernel, CPUs: &s.CPUs, MemoryBytes: &s.MemoryBytes, DiskDriver: s.DiskDriver,
+	req := Request{Image: s.Image, Kernel: s.Kernel, CPUs: &s.CPUs, MemoryBytes: &s.MemoryBytes, HugePages: s.HugePages, DiskDriver: s.DiskDriver, DiskLimit: s.DiskLimit,
 		Net: string(s.Net), Accel: s.Accel, Nested: s.Nested, Unjailed: s.Unjailed, Backend: string(s.Backend)}
 	if s.DiskBytes != 0 {
 		req.DiskBytes = &s.DiskBytes

@@ -31,8 +31,10 @@ type Spec struct {
 	Kernel      string             `json:"kernel"`
 	CPUs        int                `json:"cpus"`
 	MemoryBytes int64              `json:"memory_bytes"`
+	HugePages   bool               `json:"huge_pages,omitempty"`  // its memory is of pages of 2 MiB
 	DiskBytes   int64              `json:"disk_bytes"`            // 0: the image's size
 	DiskDriver  string             `json:"disk_driver,omitempty"` // a driver's name, or auto
+	DiskLimit   hypervisor.Limit   `json:"disk_limit,omitzero"`
 	Net         Net                `json:"net"`
 	Isolated    bool               `json:"isolated,omitempty"`    // other guests can't reach it, nor it them
 	HostAccess  bool               `json:"host_access,omitempty"` // it reaches every service of the host's
@@ -236,6 +238,8 @@ type Guest interface {
 	Call(ctx context.Context, method string, params, result any) error
 	// Join opens a stream for a client and moves its bytes until both directions ended.
 	Join(ctx context.Context, h proto.Header, client *net.UnixConn) error
+	// Streams is how many streams are open.
+	Streams() int
 	Done() <-chan struct{}
 	Close() error
 }

@@ -73,7 +73,11 @@ func TestAVMGoesOnFromTheTemplateForIt(t *testing.T) {
 			t.Errorf("%s: started %s from %q, %v", what, v.StartKind, v.Template, err)
 		}
 	}
-	if len(w.wanted) != 3 { // not for --fresh
+	huge, err := create(t, m, vm.Request{HugePages: true})
+	if err != nil || huge.StartKind != vm.Cold {
+		t.Errorf("with huge pages: started %s, %v", huge.StartKind, err)
+	}
+	if len(w.wanted) != 3 { // not for --fresh, nor for what can't be kept
 		t.Errorf("templates were wanted for %+v", w.wanted)
 	}
 	if _, err := create(t, m, vm.Request{Boot: vm.Warm, Net: "none"}); errs.KindOf(err) != errs.Unavailable {

@@ -88,6 +88,9 @@ func (m *Mux) Accept() (*Stream, error) {
 // Done is closed when the session is over.
 func (m *Mux) Done() <-chan struct{} { return m.s.CloseChan() }
 
+// Streams is how many streams are open.
+func (m *Mux) Streams() int { return m.s.NumStreams() }
+
 // Close ends the session, all its streams and the carrier.
 func (m *Mux) Close() error { return m.s.Close() }
 

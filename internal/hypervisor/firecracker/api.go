@@ -46,6 +46,7 @@ type call struct {
 	body         any
 }
 
+func get(path string) call             { return call{method: http.MethodGet, path: path} }
 func put(path string, body any) call   { return call{http.MethodPut, path, body} }
 func patch(path string, body any) call { return call{http.MethodPatch, path, body} }
 
@@ -118,5 +119,5 @@ type instance struct {
 }
 
 func (c *apiClient) instance(ctx context.Context) (i instance, err error) {
-	return i, c.do(ctx, call{method: http.MethodGet, path: "/"}, &i)
+	return i, c.do(ctx, get("/"), &i)
 }

@@ -33,6 +33,7 @@ type script struct {
 	Exit    int               // as soon as it has said that, unless 0
 	DieAt   string            // "PUT /path" at which it dies without an answer
 	Silent  bool              // never makes its socket
+	Flood   int64             // bytes that its guest prints when it is up
 }
 
 // answer is what a request is answered with.
@@ -93,8 +94,15 @@ func standIn(path string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	if flushed, err = unix.Open(option("--metrics-path"), unix.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	http.Serve(l, s)
 }
+
+// flushed is where the stand-in writes what it has counted, or drops it where nobody reads.
+var flushed int
 
 // ServeHTTP answers as scripted, and keeps a record of what it was told.
 func (s script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -138,8 +146,12 @@ func (s script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		guests <- l
 		w.WriteHeader(http.StatusNoContent)
+	case what == "PUT /actions" && strings.Contains(string(body), "FlushMetrics"):
+		unix.Write(flushed, []byte(`{"block":{"read_bytes":5,"write_by`+"\n")) // of which the end was lost
+		unix.Write(flushed, []byte(`{"block":{"read_bytes":5,"write_bytes":7,"rate_limiter_throttled_events":2,"execute_fails":1},"net":{"rx_bytes_count":3,"tx_bytes_count":4},"seccomp":{"num_faults":1},"uart":{"write_count":9}}`+"\n"))
+		w.WriteHeader(http.StatusNoContent)
 	case what == "PUT /actions" && strings.Contains(string(body), "InstanceStart"):
-		go runGuest(<-guests)
+		go runGuest(<-guests, s.Flood)
 		fallthrough
 	default:
 		w.WriteHeader(http.StatusNoContent)
@@ -151,8 +163,15 @@ var guests = make(chan net.Listener, 1)
 
 // runGuest prints on the console, knocks, and takes connections for the guest, which repeats
 // what it hears.
-func runGuest(l net.Listener) {
+func runGuest(l net.Listener, flood int64) {
 	fmt.Println("guest: up")
+	go func() {
+		row := bytes.Repeat([]byte("flooded\n"), 4<<10)
+		for ; flood > 0; flood -= int64(len(row)) {
+			os.Stdout.Write(row)
+		}
+		fmt.Println("guest: dry")
+	}()
 	if c, err := net.Dial("unix", knockSocket()); err == nil {
 		c.Close()
 	}
@@ -175,7 +194,7 @@ func runGuest(l net.Listener) {
 }
 
 // named is the Firecracker of that name.
-func named(program string) *Hypervisor { return New(func() string { return program }) }
+func named(program string) *Hypervisor { return New(func() string { return program }, Options{}) }
 
 // fake makes a Firecracker of a script.
 func fake(t *testing.T, s script) *Hypervisor {

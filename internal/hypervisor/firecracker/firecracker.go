@@ -27,6 +27,7 @@ const DefaultBinary = "firecracker"
 // Hypervisor runs machines with Firecracker.
 type Hypervisor struct {
 	program func() string
+	options Options
 
 	asking sync.Mutex // guards known
 	known  known
@@ -34,7 +35,7 @@ type Hypervisor struct {
 
 // New returns a hypervisor that runs the program that find names each time: by a path, or by a
 // name to be looked up.
-func New(find func() string) *Hypervisor { return &Hypervisor{program: find} }
+func New(find func() string, o Options) *Hypervisor { return &Hypervisor{program: find, options: o} }
 
 var _ hypervisor.Hypervisor = (*Hypervisor)(nil)
 
@@ -43,6 +44,10 @@ var _ hypervisor.Hypervisor = (*Hypervisor)(nil)
 // with its own words.
 func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_ hypervisor.Machine, err error) {
 	if err := check(spec); err != nil {
+		return nil, err
+	}
+	own, err := h.options.tuning()
+	if err != nil {
 		return nil, err
 	}
 	var u undo.Stack
@@ -70,7 +75,7 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 	}
 	u.Push("process of machine "+spec.VMID, func(ctx context.Context) error { return child.End(ctx) })
 	pipes.close() // from now on only Firecracker has them: when it dies, they end
-	if err := m.configure(ctx, spec, child); err != nil {
+	if err := m.configure(ctx, spec, own, child); err != nil {
 		return nil, launchError(ctx, spec, child, m, err)
 	}
 	u.Disarm()
@@ -83,9 +88,10 @@ func (h *Hypervisor) Launch(ctx context.Context, spec hypervisor.MachineSpec) (_
 func (h *Hypervisor) start(spec hypervisor.MachineSpec, p pipes) (*host.Child, error) {
 	d := host.Detached{
 		Path: h.program(),
-		Args: []string{"--id", machineName(spec.VMID), "--api-sock", apiSocket, "--log-path", logPipe, "--level", "Info", "--show-level"},
+		Args: []string{"--id", machineName(spec.VMID), "--api-sock", apiSocket, "--log-path", logPipe, "--level", "Info", "--show-level", "--metrics-path", metricsPipe},
 		Env:  []string{"LC_ALL=C"}, Dir: spec.Dir,
 		Stdin: p.in, Stdout: p.out, Log: p.log,
+		Files: []*os.File{p.metrics}, // so that it can write there while no daemon reads
 	}
 	if !spec.Jailed {
 		return host.Detach(d)
@@ -102,7 +108,7 @@ func machineName(vmID string) string { return "banger-" + vmID }
 
 // configure describes the machine to a Firecracker that has just been started, and starts it, or
 // has it go on from one that was saved.
-func (m *machine) configure(ctx context.Context, spec hypervisor.MachineSpec, child *host.Child) error {
+func (m *machine) configure(ctx context.Context, spec hypervisor.MachineSpec, own tuning, child *host.Child) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // one that has died says nothing more
@@ -118,7 +124,10 @@ func (m *machine) configure(ctx context.Context, spec hypervisor.MachineSpec, ch
 	if err := m.greet(ctx); err != nil {
 		return err
 	}
-	calls := configuration(spec, m.has)
+	if spec.HugePages && !m.has.hugePages {
+		return errNoHugePages()
+	}
+	calls := configuration(spec, m.has, own)
 	if spec.From != nil {
 		if !m.has.saves {
 			return errNotSaved()
@@ -231,7 +240,7 @@ func (h *Hypervisor) Adopt(ctx context.Context, rec hypervisor.Record) (_ hyperv
 // clear takes away what is left of a machine that is gone beside its logs.
 func clear(dir string) error {
 	failed := []error{os.RemoveAll(filepath.Join(dir, socketDir)), jail.RemoveGroup(dir)}
-	for _, name := range []string{consoleInPipe, consoleOutPipe, logPipe} {
+	for _, name := range []string{consoleInPipe, consoleOutPipe, logPipe, metricsPipe} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, unix.ENOENT) {
 			failed = append(failed, err)
 		}

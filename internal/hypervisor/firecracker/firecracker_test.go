@@ -41,63 +41,11 @@ PUT /drives/disk1 {"drive_id":"disk1","path_on_host":"run/disk1","is_read_only":
 PUT /network-interfaces/net0 {"iface_id":"net0","host_dev_name":"bgr0123456789ab","guest_mac":"02:00:00:00:00:01"}
 PUT /vsock {"guest_cid":3,"uds_path":"run/vsock.sock"}
 PUT /entropy {}
-PUT /balloon {"amount_mib":0,"deflate_on_oom":true,"free_page_reporting":true}
+PUT /balloon {"amount_mib":0,"deflate_on_oom":true,"stats_polling_interval_s":5,"free_page_reporting":true}
 PUT /actions {"action_type":"InstanceStart"}
 `
 	if want = strings.ReplaceAll(want, "DIR", filepath.Dir(spec.Kernel)); string(got) != want {
 		t.Errorf("it was told\n%s\nnot\n%s", got, want)
-	}
-}
-
-// Each version is asked for what it has and no more: Firecracker refuses fields it does not know.
-func TestFeaturesByVersion(t *testing.T) {
-	for v, want := range map[string]features{
-		"1.7.0": {pauseHolds: true}, "1.12.0": {pauseHolds: true, saves: true}, "1.13.2": {pauseHolds: true, saves: true},
-		"1.14.0": {pageReporting: true, pauseHolds: true, saves: true}, "1.15.1": {pageReporting: true, pauseHolds: true, saves: true},
-		"1.16.1": {pageReporting: true, serialLimit: true},
-		"1.17.0": {pageReporting: true, serialLimit: true, pauseHolds: true, saves: true},
-		"1.18.0": {pageReporting: true, serialLimit: true, pauseHolds: true, saves: true},
-	} {
-		parsed, err := parseVersion(v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := featuresOf(parsed); err != nil || got != want {
-			t.Errorf("%s: %+v, %v", v, got, err)
-		}
-		var told strings.Builder
-		for _, c := range configuration(goodSpec(t), want) {
-			fmt.Fprintf(&told, "%s %+v\n", c.path, c.body)
-		}
-		if got := strings.Contains(told.String(), "/serial"); got != want.serialLimit {
-			t.Errorf("%s: a limit of the console is asked for: %v", v, got)
-		}
-	}
-}
-
-func TestVersions(t *testing.T) {
-	for v, note := range map[string]string{"1.14.1": "", "1.17.0": "", "1.7.0": "command line only", "1.18.0": "newer than 1.17", "2.0.0": "newer"} {
-		h := fake(t, script{Version: v})
-		for range 2 { // the second is remembered
-			if got, err := h.Version(t.Context()); err != nil || got != v {
-				t.Errorf("%s: %q, %v", v, got, err)
-			}
-		}
-		if got := Untested(v); !strings.Contains(got, note) || note == "" && got != "" {
-			t.Errorf("%s: %q", v, got)
-		}
-	}
-	for _, v := range []string{"1.6.0", "0.25.0", "", "1", "x.y.z", "1.14.\x1b[31m", "-1.2.3"} {
-		got, err := fake(t, script{Version: "v" + v}).Version(t.Context())
-		if v == "1.14.\x1b[31m" { // a patch is not looked at
-			continue
-		}
-		if errs.KindOf(err) != errs.Unavailable {
-			t.Errorf("%q: %q, %v", v, got, err)
-		}
-	}
-	if _, err := named("/nonexistent/firecracker").Version(t.Context()); errs.KindOf(err) != errs.Unavailable {
-		t.Errorf("no Firecracker: %v", err)
 	}
 }
 
@@ -486,16 +434,4 @@ func awaitText(t *testing.T, path, text string) {
 			t.Fatal(err)
 		}
 	}
-}
-
-func FuzzParseVersion(f *testing.F) {
-	for _, seed := range []string{"1.14.1", "v1.7.0", "1.17.0-dev", "", "1.2", "99999.0.0", "1.-1.0"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		v, err := parseVersion(s)
-		if err == nil && (v.major < 0 || v.minor < 0 || !strings.Contains(s, ".")) {
-			t.Errorf("%q is taken for %v", s, v)
-		}
-	})
 }

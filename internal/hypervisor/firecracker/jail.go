@@ -33,6 +33,7 @@ func jailOf(spec hypervisor.MachineSpec) (jail.Jail, error) {
 		Files: []jail.File{
 			{Path: "/dev/kvm"}, {Path: spec.Kernel}, {Path: spec.Initramfs},
 			{Path: filepath.Join(spec.Dir, socketDir), Write: true}, {Path: filepath.Join(spec.Dir, logPipe), Write: true},
+			{Path: filepath.Join(spec.Dir, metricsPipe), Write: true},
 		},
 		Limits: jail.Limits{
 			MemoryBytes: spec.MemoryBytes + spec.MemoryBytes/tableShare + overheadBytes, CPUs: spec.CPUs + 1, Processes: spec.CPUs + helpers, OpenFiles: openFiles,

@@ -18,6 +18,7 @@ type machine struct {
 	has     features
 	console *console.Console
 	log     *drain
+	meter   *meter
 	knocker *knocker
 }
 
@@ -39,6 +40,9 @@ func (m *machine) open(note string) error {
 	if m.log, err = openDrain(m.Record().Dir); err != nil {
 		return fmt.Errorf("open the log of machine %s: %w", m.Record().VMID, err)
 	}
+	if m.meter, err = openMeter(m.Record().Dir); err != nil {
+		return fmt.Errorf("open the metrics of machine %s: %w", m.Record().VMID, err)
+	}
 	if m.knocker, err = openKnocker(m.Record().Dir); err != nil {
 		return fmt.Errorf("listen for the guest of machine %s: %w", m.Record().VMID, err)
 	}
@@ -53,6 +57,9 @@ func (m *machine) hangUp() {
 	}
 	if m.log != nil {
 		m.log.close()
+	}
+	if m.meter != nil {
+		m.meter.close()
 	}
 	if m.knocker != nil {
 		m.knocker.close()

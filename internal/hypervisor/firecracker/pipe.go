@@ -16,6 +16,7 @@ const (
 	consoleInPipe  = "console.in"
 	consoleOutPipe = "console.out"
 	logPipe        = "log.pipe"
+	metricsPipe    = "metrics.pipe"
 )
 
 // makePipe makes a pipe, in the place of any stale one.
@@ -42,7 +43,7 @@ func openPipe(dir, name string, flags int) (*os.File, error) {
 
 // pipes are the ends that Firecracker is given as its standard files. As long as this
 // process has them too, its own readers do not see an end.
-type pipes struct{ in, out, log *os.File }
+type pipes struct{ in, out, log, metrics *os.File }
 
 // makePipes makes all pipes of a machine. The caller closes what it returns, also beside an
 // error.
@@ -50,7 +51,7 @@ func makePipes(dir string) (p pipes, err error) {
 	for _, x := range []struct {
 		name string
 		file **os.File
-	}{{consoleInPipe, &p.in}, {consoleOutPipe, &p.out}, {logPipe, &p.log}} {
+	}{{consoleInPipe, &p.in}, {consoleOutPipe, &p.out}, {logPipe, &p.log}, {metricsPipe, &p.metrics}} {
 		if err := makePipe(dir, x.name); err != nil {
 			return p, err
 		}
@@ -63,7 +64,7 @@ func makePipes(dir string) (p pipes, err error) {
 
 // close closes this process's ends; doing it again is harmless.
 func (p pipes) close() {
-	for _, f := range []*os.File{p.in, p.out, p.log} {
+	for _, f := range []*os.File{p.in, p.out, p.log, p.metrics} {
 		if f != nil {
 			f.Close()
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -165,6 +166,13 @@ func (h *Hypervisor) Kin(spec hypervisor.MachineSpec) (string, error) {
 	if !has.saves {
 		return "", errNotSaved()
 	}
+	if spec.HugePages {
+		return "", hypervisor.ErrHugePages()
+	}
+	own, err := h.options.tuning()
+	if err != nil {
+		return "", err
+	}
 	path, err := host.LookPath(h.program())
 	if err != nil {
 		return "", err
@@ -185,8 +193,12 @@ func (h *Hypervisor) Kin(spec hypervisor.MachineSpec) (string, error) {
 		nics[i] = hypervisor.NIC{Mode: n.Mode}
 	}
 	spec.NICs = nics
-	for _, c := range configuration(spec, has) {
-		fmt.Fprintf(sum, "%s %+v\n", c.path, c.body)
+	for _, c := range configuration(spec, has, own) {
+		body, err := json.Marshal(c.body)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(sum, "%s %s\n", c.path, body)
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }

@@ -21,7 +21,10 @@ var (
 	oldest = version{1, 7}
 	newest = version{1, 17}
 
-	savesSince = version{1, 12}
+	savesSince     = version{1, 12}
+	reportingSince = version{1, 14}
+	serialSince    = version{1, 16}
+	hugePagesSince = version{1, 11}
 )
 
 func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
@@ -110,12 +113,63 @@ func Unfit(text string) string {
 	return fmt.Sprintf("Firecracker %s tells guests of their devices on the kernel's command line only, which Debian's kernel does not read: install %s", text, newest)
 }
 
+// Lacking tells what a version that works has not, and others have: a sentence, or "".
+func Lacking(text string) string {
+	v, err := parseVersion(text)
+	if err != nil {
+		return ""
+	}
+	has, err := featuresOf(v)
+	if err != nil {
+		return ""
+	}
+	var lacks []string
+	for _, f := range []struct {
+		has   bool
+		since version
+		what  string
+	}{
+		{has.hugePages, hugePagesSince, "run VMs with huge pages"},
+		{has.saves, savesSince, "save machines, and so start warm, snapshot, fork and suspend"},
+		{has.pauseHolds, newest, "pause VMs and save their machines"},
+		{has.pageReporting, reportingSince, "give back by itself what memory a guest frees"},
+		{has.serialLimit, serialSince, "limit how fast a guest writes to its console"},
+	} {
+		if !f.has && v.before(f.since) {
+			lacks = append(lacks, fmt.Sprintf("%s (%s)", f.what, f.since))
+		}
+	}
+	if len(lacks) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("Firecracker %s works; later ones also %s", text, strings.Join(lacks, "; "))
+}
+
+// CheckHugePages tells why a version can't run machines of huge pages, or nil.
+func CheckHugePages(text string) error {
+	v, err := parseVersion(text)
+	if err != nil {
+		return err
+	}
+	if has, err := featuresOf(v); err != nil || has.hugePages {
+		return err
+	}
+	return errNoHugePages()
+}
+
+func errNoHugePages() error {
+	return errs.New(errs.Unavailable, "Firecracker gives huge pages to a machine with an initramfs since %s", hugePagesSince).
+		Try("install %s, or leave --huge-pages out", newest)
+}
+
 // features are what some versions have and others lack.
 type features struct {
 	pageReporting bool // the guest's free memory goes back to the host by itself
 	serialLimit   bool // the console's rate is limited
 	pauseHolds    bool // the control channel survives a pause
 	saves         bool // a saved machine can be given another network
+	hugePages     bool // also for a machine with an initramfs
+	hugeBalloon   bool // such a machine can have a balloon
 }
 
 // featuresOf tells what a version has. errs.Unavailable, with what to do, if it can't be used.
@@ -125,9 +179,11 @@ func featuresOf(v version) (features, error) {
 			Try("install %s, or use --backend qemu", newest)
 	}
 	return features{
-		pageReporting: !v.before(version{1, 14}),
-		serialLimit:   !v.before(version{1, 16}),
+		pageReporting: !v.before(reportingSince),
+		serialLimit:   !v.before(serialSince),
 		pauseHolds:    v != version{1, 16}, // the host's packets stay with Firecracker then
 		saves:         !v.before(savesSince) && v != version{1, 16},
+		hugePages:     !v.before(hugePagesSince),
+		hugeBalloon:   !v.before(version{1, 14}),
 	}, nil
 }

@@ -51,7 +51,7 @@ func TestDecideKVM(t *testing.T) {
 		t.Skipf("SKIP: no KVM: %s", kvm.Reason)
 	}
 	for program, h := range map[string]hypervisor.Hypervisor{
-		qemu.DefaultBinary: qemu.New(qemu.DefaultBinary), firecracker.DefaultBinary: firecracker.New(func() string { return firecracker.DefaultBinary }),
+		qemu.DefaultBinary: qemu.New(qemu.DefaultBinary), firecracker.DefaultBinary: firecracker.New(func() string { return firecracker.DefaultBinary }, firecracker.Options{}),
 	} {
 		t.Run(program, func(t *testing.T) {
 			need(t, program)

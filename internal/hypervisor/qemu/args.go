@@ -46,6 +46,9 @@ func arguments(spec hypervisor.MachineSpec, steadyTSC bool) []string {
 		// QEMU itself can neither start a program nor gain a privilege once it runs.
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
+	if spec.HugePages {
+		args = append(args, "-object", fmt.Sprintf("memory-backend-memfd,id=%s,size=%d,hugetlb=on,hugetlbsize=2M", ramBlock, spec.MemoryBytes))
+	}
 	if spec.From == nil {
 		args = append(args, "-kernel", spec.Kernel, "-initrd", spec.Initramfs,
 			"-append", strings.Join(append(kernelArguments(spec.Accel, steadyTSC), spec.Cmdline...), " "))
@@ -172,7 +175,20 @@ func diskArguments(i int, d hypervisor.Disk) []string {
 		}
 		args = append(args, "-blockdev", string(b))
 	}
+	if d.Limit != (hypervisor.Limit{}) {
+		args = append(args, limitArguments(top, d.Limit)...)
+		top += "-limited"
+	}
 	return append(args, "-device", "virtio-blk-pci,iothread=io,werror=stop,drive="+top)
+}
+
+// limitArguments lay a node that holds up what is more than the limit on a disk's.
+func limitArguments(disk string, l hypervisor.Limit) []string {
+	group := disk + "-limit"
+	return []string{
+		"-object", fmt.Sprintf("throttle-group,id=%s,x-bps-total=%d,x-iops-total=%d", group, l.Bytes, l.Requests),
+		"-blockdev", fmt.Sprintf("throttle,node-name=%s-limited,throttle-group=%s,file=%s", disk, group, disk),
+	}
 }
 
 // blockNodes describes a disk and what lies below it, the lowest first. Given that, QEMU

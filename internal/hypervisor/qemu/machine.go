@@ -144,6 +144,9 @@ func (m *machine) Channel(ctx context.Context) (net.Conn, error) {
 	})
 }
 
+// Report implements [hypervisor.Machine]: QEMU has no balloon here, and what it has to say it stops for.
+func (m *machine) Report(context.Context) hypervisor.Report { return hypervisor.Report{} }
+
 // Pause stops the virtual CPUs.
 func (m *machine) Pause(ctx context.Context) error { return m.command(ctx, "stop") }
 

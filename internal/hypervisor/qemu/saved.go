@@ -38,9 +38,9 @@ const (
 	undoLimit = 10 * time.Second
 )
 
-// memoryBackend has the machine's memory be the object of savedMemory.
+// memoryBackend has the machine's memory be an object, that of savedMemory or one of huge pages.
 func memoryBackend(spec hypervisor.MachineSpec) string {
-	if spec.From == nil {
+	if spec.From == nil && !spec.HugePages {
 		return ""
 	}
 	return ",memory-backend=" + ramBlock
@@ -208,6 +208,9 @@ func (m *machine) save(ctx context.Context, memory, state *os.File) error {
 
 // Kin tells which machines can go on from each other's state; see [hypervisor.Hypervisor].
 func (h *Hypervisor) Kin(spec hypervisor.MachineSpec) (string, error) {
+	if spec.HugePages {
+		return "", hypervisor.ErrHugePages()
+	}
 	program, err := h.digest()
 	if err != nil {
 		return "", err
