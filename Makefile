@@ -77,7 +77,7 @@ install: stage ## install programs, man pages, completions and units; PREFIX=/us
 
 uninstall: stage ## remove exactly what install puts there, and the runtime bundle
 	cd $(STAGE)$(PREFIX) && find . -type f -exec rm -f "$(DESTDIR)$(PREFIX)/{}" \;
-	rm -rf "$(DESTDIR)$(PREFIX)/lib/banger" "$(DESTDIR)$(PREFIX)/lib/banger.previous" "$(DESTDIR)$(PREFIX)/lib/banger.next" "$(DESTDIR)$(PREFIX)/lib/banger."*.part
+	rm -rf "$(DESTDIR)$(PREFIX)/lib/banger" "$(DESTDIR)$(PREFIX)/lib/banger.previous" "$(DESTDIR)$(PREFIX)/lib/banger."*.next "$(DESTDIR)$(PREFIX)/lib/banger."*.part
 	@rmdir "$(DESTDIR)$(PREFIX)/share/doc/banger" 2>/dev/null || true
 
 DEB      := build

@@ -297,12 +297,14 @@ type FetchRuntime struct {
 	Bytes          int64  `json:"bytes,omitempty" doc:"Size of the archive, if that is known"`
 	Key            string `json:"key,omitempty" doc:"The minisign public key that must have signed it, beside the one configured"`
 	AllowDowngrade bool   `json:"allow_downgrade,omitempty" doc:"Take it even if it is older than the one there is"`
+	DropOld        bool   `json:"drop_old,omitempty" doc:"Let go of images of earlier bundles that no disk of this daemon's is based on; another daemon's may be"`
 }
 
 // InstallRuntime asks for a copy of a bundle in the place of the one there is.
 type InstallRuntime struct {
 	Dir            string `json:"dir" doc:"The bundle's directory on the host, absolute"`
 	AllowDowngrade bool   `json:"allow_downgrade,omitempty" doc:"Take it even if it is older than the one there is"`
+	DropOld        bool   `json:"drop_old,omitempty" doc:"Let go of images of earlier bundles that no disk of this daemon's is based on; another daemon's may be"`
 }
 
 // Daemon describes the running daemon.

@@ -203,14 +203,29 @@ func TestBundleTravels(t *testing.T) {
 	maker.ok("runtime", "package", "-o", unsigned)
 	b.refused(1, []string{"the signature of the bundle"}, "runtime", "fetch", "--url", "file://"+unsigned)
 
-	// The next bundle takes its place; the disk of a VM stays on the image that it is of.
+	// The next bundle takes its place; the disk of a VM stays on the image that it is of, also that
+	// of another banger, which nobody asks.
 	name := b.vm("--name", "keeper", "--wait", "agent")
 	b.ok("exec", name, "--", "sh", "-c", "echo kept > /root/file && sync")
+	other := newBanger(t)
+	other.bin, other.env = b.bin, append(other.env, "BANGER_RUNTIME_DIR="+filepath.Join(prefix, "lib/banger"))
+	other.vm("--name", "theirs", "--wait", "agent")
+	other.ok("exec", "theirs", "--", "sh", "-c", "echo theirs > /root/file && sync")
+	other.ok("stop", "theirs")
 	next := filepath.Join(t.TempDir(), "next")
 	smallBundle(t, next)
 	nextBundle(t, next)
-	b.ok("runtime", "install", next)
+	b.refused(1, []string{"bear no signature", "banger runtime package", "--url file://"}, "runtime", "install", next)
+	maker.env = append(maker.env, "BANGER_RUNTIME_DIR="+next)
+	maker.ok("daemon", "stop")
+	maker.ok("runtime", "package", "-o", filepath.Join(out, "next.tar.zst"), "--sign", keyFile)
+	b.ok("runtime", "fetch", "--url", "file://"+filepath.Join(out, "next.tar.zst"))
 	b.ok("runtime", "verify")
+	other.ok("start", "theirs", "--wait", "agent")
+	if got := other.ok("exec", "theirs", "--", "cat", "/root/file"); got != "theirs\n" {
+		t.Errorf("after another bundle took its place another's VM has %q", got)
+	}
+	other.ok("rm", "-f", "theirs")
 	b.ok("restart", name, "--wait", "agent")
 	if got := b.ok("exec", name, "--", "cat", "/root/file"); got != "kept\n" {
 		t.Errorf("after another bundle took its place the VM has %q", got)

@@ -92,7 +92,8 @@ func (a *app) runtimeFetchCommand() *cobra.Command {
 		Long: `Fetch a packed runtime bundle by https, or from a file, and put it in the place of the one
 there is. It is checked against its SHA-256 and, where a key is configured, its signature
 before it is used; the bundle before stays for --rollback. A fetch that was cut short goes on
-where it was. Disks of VMs keep the images that they are based on.`,
+where it was. Disks of VMs keep the images that they are based on: all that the bundle before
+had stay, for disks of other users may be based on them, until --drop-old.`,
 		Example: `  banger runtime fetch --url https://example.com/banger-runtime.tar.zst
   banger runtime fetch --rollback`,
 		Args: args(0, 0, ""),
@@ -121,6 +122,7 @@ where it was. Disks of VMs keep the images that they are based on.`,
 	f.StringVar(&req.SHA256, "sha256", "", "the archive's SHA-256, which is then not fetched")
 	f.StringVar(&req.Key, "key", "", "the minisign public key that must have signed it")
 	f.BoolVar(&req.AllowDowngrade, "allow-downgrade", false, "take it even if it is older than the one there is")
+	dropOldFlag(cmd, &req.DropOld)
 	f.BoolVar(&rollback, "rollback", false, "go back to the bundle before the last installation")
 	return cmd
 }
@@ -128,8 +130,10 @@ where it was. Disks of VMs keep the images that they are based on.`,
 func (a *app) runtimeInstallCommand() *cobra.Command {
 	var req api.InstallRuntime
 	cmd := &cobra.Command{
-		Use:     "install DIR",
-		Short:   "Install a copy of the runtime bundle in a directory",
+		Use:   "install DIR",
+		Short: "Install a copy of the runtime bundle in a directory",
+		Long: `Put a copy of the runtime bundle in a directory in the place of the one there is, as fetch does
+with a packed one. Where a key is configured it must be packed and signed.`,
 		Example: "  banger runtime install ./runtime",
 		Args:    args(1, 1, "a directory"),
 		RunE: func(cmd *cobra.Command, dirs []string) (err error) {
@@ -142,7 +146,12 @@ func (a *app) runtimeInstallCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&req.AllowDowngrade, "allow-downgrade", false, "take it even if it is older than the one there is")
+	dropOldFlag(cmd, &req.DropOld)
 	return cmd
+}
+
+func dropOldFlag(cmd *cobra.Command, drop *bool) {
+	cmd.Flags().BoolVar(drop, "drop-old", false, "let go of images of earlier bundles that no disk of this daemon's is based on")
 }
 
 func (a *app) runtimeVerifyCommand() *cobra.Command {

@@ -73,7 +73,7 @@ func (l *library) BuildRuntime(ctx context.Context, o *op.Operation, req api.Bui
 func (l *library) FetchRuntime(ctx context.Context, o *op.Operation, req api.FetchRuntime) error {
 	want := runtimedir.Wanted{
 		Archive: runtimedir.Archive{URL: cmp.Or(req.URL, l.config.URL), SHA256: req.SHA256, Bytes: req.Bytes},
-		Key:     cmp.Or(l.config.Key, req.Key), AllowDowngrade: req.AllowDowngrade,
+		Key:     cmp.Or(l.config.Key, req.Key), Terms: runtimedir.Terms{AllowDowngrade: req.AllowDowngrade, DropOld: req.DropOld},
 	}
 	if l.config.Key != "" && req.Key != "" && req.Key != l.config.Key {
 		return errs.New(errs.Invalid, "the bundle must be signed with the key in the config file, which is another than that given").
@@ -96,8 +96,13 @@ func (l *library) InstallRuntime(ctx context.Context, o *op.Operation, req api.I
 	if !filepath.IsAbs(req.Dir) {
 		return errs.New(errs.Invalid, "%q is not an absolute path", req.Dir)
 	}
+	if l.config.Key != "" {
+		return errs.New(errs.Conflict, "a bundle must be signed with the key in the config file, and the files in %s bear no signature", req.Dir).
+			Try("pack and sign it: banger runtime package -o FILE --sign KEY; then fetch that: banger runtime fetch --url file://FILE")
+	}
+	terms := runtimedir.Terms{AllowDowngrade: req.AllowDowngrade, DropOld: req.DropOld}
 	return l.changeRuntime(ctx, func(dir string) error {
-		return runtimedir.Install(ctx, dir, req.Dir, req.AllowDowngrade, l.hold(ctx, dir), o.Stage)
+		return runtimedir.Install(ctx, dir, req.Dir, terms, l.hold(ctx, dir), o.Stage)
 	})
 }
 

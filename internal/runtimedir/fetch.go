@@ -23,8 +23,8 @@ type Wanted struct {
 	Archive // its SHA256 may be empty: then it is that in the file URL.sha256
 	// Key is the minisign public key that the archive must be signed with, in the file
 	// URL.minisig; empty if none is asked for.
-	Key            string
-	AllowDowngrade bool
+	Key string
+	Terms
 }
 
 // Sizes of the files beside an archive, and of one whose size nobody tells, in bytes.
@@ -44,7 +44,7 @@ func (f *Fetcher) Fetch(ctx context.Context, dir string, want Wanted, hold Holde
 	if err != nil {
 		return err
 	}
-	in, err := begin(dir, want.AllowDowngrade)
+	in, err := begin(dir, want.Terms)
 	if err != nil {
 		return err
 	}

@@ -5,21 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errs"
+	"banger/internal/host"
 	"banger/internal/image/shelf"
 )
 
 // Beside a bundle lie, while or after another takes its place:
 const (
-	stageSuffix    = ".next"     // one that is being made; no bundle until its record is there
+	stageSuffix    = ".next"     // one that is being made, after the number of the directory whose place it is to take
 	previousSuffix = ".previous" // the one before, for a rollback
 	partSuffix     = ".part"     // a download, to be gone on with
 )
@@ -32,17 +35,25 @@ type Holder func(next Record, swap func(keep []string) error) error
 // nobody is the Holder of a bundle that no VM depends on.
 func nobody(_ Record, swap func([]string) error) error { return swap(nil) }
 
+// Terms are what an installation is allowed.
+type Terms struct {
+	AllowDowngrade bool // to a bundle that is older than the one there is
+	// DropOld lets go of images of earlier bundles that no disk of the Holder's is based on. Else
+	// they stay: those of another banger on this host may be, and nobody tells.
+	DropOld bool
+}
+
 // installation is another bundle on its way into the place of the one in dir, or of none.
 type installation struct {
-	dir            string // with links resolved
-	stage          string
-	allowDowngrade bool
-	current        Record // of the bundle there is, or empty
-	unlock         func()
+	Terms
+	dir     string // with links resolved
+	stage   string
+	current Record // of the bundle there is, or empty
+	unlock  func()
 }
 
 // begin locks dir and makes an empty stage beside it. The caller ends it.
-func begin(dir string, allowDowngrade bool) (*installation, error) {
+func begin(dir string, terms Terms) (*installation, error) {
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real
 	}
@@ -50,11 +61,16 @@ func begin(dir string, allowDowngrade bool) (*installation, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := &installation{dir: dir, stage: dir + stageSuffix, allowDowngrade: allowDowngrade, unlock: unlock}
+	in := &installation{dir: dir, Terms: terms, unlock: unlock}
 	if in.current, err = ReadRecord(dir); err == nil {
-		err = os.RemoveAll(in.stage) // of one that was cut short
+		err = settle(dir)
+	}
+	var number uint64
+	if err == nil {
+		number, err = numberOf(dir)
 	}
 	if err == nil {
+		in.stage = fmt.Sprintf("%s.%d%s", dir, number, stageSuffix)
 		err = os.Mkdir(in.stage, 0o755)
 	}
 	if err != nil {
@@ -74,15 +90,67 @@ func unwritable(dir string, err error) error {
 
 // end gives back all that is not a bundle.
 func (in *installation) end() error {
-	err := os.RemoveAll(in.stage)
+	err := settle(in.dir)
 	in.unlock()
 	return err
+}
+
+// settle finishes an installation that was cut short after the bundles had changed places, and
+// undoes one that was before. dir is locked.
+func settle(dir string) error {
+	entries, err := os.ReadDir(filepath.Dir(dir))
+	for _, e := range entries {
+		middle, ours := strings.CutPrefix(e.Name(), filepath.Base(dir)+".")
+		number, stage := strings.CutSuffix(middle, stageSuffix)
+		if _, nerr := strconv.ParseUint(number, 10, 64); !ours || !stage || nerr != nil {
+			continue
+		}
+		at := filepath.Join(filepath.Dir(dir), e.Name())
+		its, nerr := numberOf(at)
+		switch {
+		case nerr != nil:
+			err = errors.Join(err, nerr)
+		case strconv.FormatUint(its, 10) == number: // it is the one that another took the place of
+			err = errors.Join(err, retire(at, dir))
+		default:
+			err = errors.Join(err, os.RemoveAll(at))
+		}
+	}
+	return err
+}
+
+// numberOf is the inode's, by which a directory is known wherever it is moved to.
+func numberOf(dir string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return 0, &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	return st.Ino, nil
+}
+
+// retire makes what was the bundle in dir until now the previous one.
+func retire(old, dir string) error {
+	if _, err := os.Stat(filepath.Join(old, recordFile)); err != nil { // it was no bundle
+		return os.RemoveAll(old)
+	}
+	previous := dir + previousSuffix
+	err := errors.Join(host.Fault("drop the bundle before the last"), os.RemoveAll(previous))
+	if err == nil {
+		err = host.Fault("keep the last bundle")
+	}
+	if err == nil {
+		err = os.Rename(old, previous)
+	}
+	if err != nil {
+		return err
+	}
+	return shelf.SyncDir(filepath.Dir(dir))
 }
 
 // accept refuses a bundle that is older than the one there is, unless that is wanted.
 func (in *installation) accept(next Record) error {
 	now, then := in.current.BuiltAt(), next.BuiltAt()
-	if in.allowDowngrade || !then.Before(now) {
+	if in.AllowDowngrade || !then.Before(now) {
 		return nil
 	}
 	return errs.New(errs.Conflict, "that bundle is of %s, older than the one installed, which is of %s", then.Format("2006-01-02 15:04:05"), now.Format("2006-01-02 15:04:05")).
@@ -98,6 +166,9 @@ func (in *installation) commit(next Record, hold Holder) error {
 		}
 		b, err := next.encode()
 		if err == nil {
+			err = host.Fault("write the record of a bundle")
+		}
+		if err == nil {
 			err = writeSynced(filepath.Join(in.stage, recordFile), b, 0o644)
 		}
 		if err == nil {
@@ -106,20 +177,17 @@ func (in *installation) commit(next Record, hold Holder) error {
 		if err != nil {
 			return err
 		}
-		previous := in.dir + previousSuffix
-		if err := os.RemoveAll(previous); err != nil {
+		// What becomes the bundle is locked too, until the one before has gone.
+		unlock, err := lock(in.stage)
+		if err != nil {
 			return err
 		}
-		if err := os.Rename(in.stage, previous); err != nil {
+		before := in.unlock
+		in.unlock = func() { unlock(); before() }
+		if err := errors.Join(host.Fault("put a bundle in place"), replaceDir(in.stage, in.dir)); err != nil {
 			return err
 		}
-		if err := replaceDir(previous, in.dir); err != nil {
-			return err
-		}
-		if len(in.current.Artefacts) == 0 { // it was no bundle
-			return os.RemoveAll(previous)
-		}
-		return nil
+		return retire(in.stage, in.dir)
 	})
 }
 
@@ -128,6 +196,13 @@ func (in *installation) commit(next Record, hold Holder) error {
 // changes, for it has the checksum in it.
 func (in *installation) keep(next *Record, keep []string) error {
 	have, now := next.Files(), in.current.Files()
+	if !in.DropOld {
+		for _, p := range slices.Sorted(maps.Keys(now)) {
+			if f, there := have[p]; isDisk(p) && (!there || f.SHA256 == now[p].SHA256) && !slices.Contains(keep, p) {
+				keep = append(keep, p)
+			}
+		}
+	}
 	kept := next.Artefacts[:0]
 	for _, a := range next.Artefacts {
 		if strings.HasPrefix(a.Name, keptPrefix) && !slices.Contains(keep, a.Files[0].Path) { // no longer needed
@@ -159,9 +234,14 @@ func (in *installation) keep(next *Record, keep []string) error {
 			return fmt.Errorf("keep what disks of VMs are based on: %w", err)
 		}
 		next.Artefacts = append(next.Artefacts, ArtefactRecord{
-			Name: keptPrefix + path.Base(p), Source: "an earlier bundle; disks of VMs are based on it", BuiltAt: in.current.BuiltAt(), Files: []FileRecord{old}})
+			Name: keptPrefix + path.Base(p), Source: "an earlier bundle; disks of VMs may be based on it", BuiltAt: in.current.BuiltAt(), Files: []FileRecord{old}})
 	}
 	return nil
+}
+
+// isDisk tells whether a file is one that disks of VMs can be based on.
+func isDisk(path string) bool {
+	return strings.HasPrefix(path, imagesDir+"/") && strings.HasSuffix(path, ".ext4")
 }
 
 // isLink tells whether two paths are those of one file.
@@ -172,7 +252,7 @@ func isLink(a, b string) bool {
 }
 
 // Install puts a copy of the bundle in the directory from in the place of the one in dir.
-func Install(ctx context.Context, dir, from string, allowDowngrade bool, hold Holder, progress Progress) (err error) {
+func Install(ctx context.Context, dir, from string, terms Terms, hold Holder, progress Progress) (err error) {
 	if _, err := os.Stat(filepath.Join(from, recordFile)); err != nil {
 		return errs.New(errs.Invalid, "%s is no runtime bundle", from).Because(err).Try("give the directory that has %s", recordFile)
 	}
@@ -180,7 +260,7 @@ func Install(ctx context.Context, dir, from string, allowDowngrade bool, hold Ho
 	if err != nil {
 		return err
 	}
-	in, err := begin(dir, allowDowngrade)
+	in, err := begin(dir, terms)
 	if err != nil {
 		return err
 	}
@@ -212,14 +292,23 @@ func Rollback(dir string, hold Holder) (err error) {
 		dir = real
 	}
 	previous := dir + previousSuffix
-	if _, err := os.Stat(filepath.Join(previous, recordFile)); err != nil {
+	none := func(err error) error {
 		return errs.New(errs.NotFound, "there is no previous runtime bundle").Because(err).Try("banger runtime fetch installs one")
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return none(err)
 	}
 	unlock, err := lock(dir)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if err := settle(dir); err != nil {
+		return unwritable(dir, err)
+	}
+	if _, err := os.Stat(filepath.Join(previous, recordFile)); err != nil {
+		return none(err)
+	}
 	in := installation{dir: dir, stage: previous}
 	if in.current, err = ReadRecord(dir); err != nil {
 		return err

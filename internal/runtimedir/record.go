@@ -42,7 +42,7 @@ type FileRecord struct {
 }
 
 // keptPrefix begins the names of artefacts that were in an earlier bundle and are there for
-// the disks of VMs alone. They are not packed, and go with those disks.
+// the disks of VMs alone. They are not packed.
 const keptPrefix = "kept/"
 
 // modes are those that a bundle's files may have: nobody but its owner may write to them.
