@@ -66,6 +66,7 @@ func run(out string, long bool, only string) (err error) {
 		{"ls_1000", ls1000}, {"rm_ratio", rmRatio}, {"parallel_create", parallelCreate}, {"restart_recover_100", restartRecover},
 		{"dns", dnsFigures}, {"net_start_cost", netStartCost}, {"image_build", imageBuild}, {"tap_throughput", tapThroughput},
 		{"firecracker", firecrackerFigures}, {"warm", warmFigures}, {"warm_overhead", warmOverhead}, {"pool_claim", poolClaim}, {"fork_pause", forkPause},
+		{"programs", programFigures}, {"fetch_ratio", fetchRatio},
 	}
 	if long {
 		all = []measurement{{"boot_reliability", bootReliability}, {"warm_clones", warmClones}}
