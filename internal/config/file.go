@@ -57,8 +57,12 @@ func expression(p *unstable.Parser, e *unstable.Node) (setting, error) {
 		names = append(names, string(it.Node().Data))
 	}
 	name := strings.Join(names, ".")
+	if e.Kind != unstable.KeyValue {
+		return s, errs.New(errs.Invalid, "line %d, column %d: there is no table [%s], nor any other", s.line, s.col, name).
+			Try("each key stands for itself, as in banger config example")
+	}
 	at := slices.IndexFunc(Keys, func(k Key) bool { return k.Name == name })
-	if e.Kind != unstable.KeyValue || at < 0 {
+	if at < 0 {
 		err := errs.New(errs.Invalid, "line %d, column %d: unknown key %q", s.line, s.col, name)
 		if near := nearest(name); near != "" {
 			return s, err.Try("did you mean %s? banger config example shows all keys", near)

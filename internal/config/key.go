@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"aead.dev/minisign"
 	"github.com/docker/go-units"
 )
 
@@ -55,7 +56,7 @@ var Keys = []Key{
 		Doc: "For old config files only: a checkout that has the runtime bundle in ./runtime. Write runtime_dir instead."},
 	{Name: "runtime_url", Example: `"https://example.com/banger-runtime.tar.zst"`, Daemon: true, set: text(func(c *Config) *string { return &c.Runtime.URL }),
 		Doc: "Where banger runtime fetch finds a packed bundle."},
-	{Name: "runtime_key", Example: `"RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"`, Daemon: true, set: text(func(c *Config) *string { return &c.Runtime.Key }),
+	{Name: "runtime_key", Example: `"RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"`, Daemon: true, set: setRuntimeKey,
 		Doc: "The minisign public key that a packed bundle must be signed with. Without one its SHA-256 has to do."},
 	{Name: "image", Example: `"debian"`, Daemon: true, set: text(func(c *Config) *string { return &c.Image }),
 		Doc: "The image of a VM for which none is named."},
@@ -87,6 +88,15 @@ var Keys = []Key{
 		Doc: "The file that dns_publish = \"hosts\" edits."},
 	{Name: "registry_mirrors", Example: `["docker.io=mirror.example:5000"]`, list: true, Daemon: true, set: setMirrors,
 		Doc: "Hosts that are asked for container images before the registry that comes before the =."},
+}
+
+func setRuntimeKey(c *Config, v []string) error {
+	var key minisign.PublicKey
+	if err := key.UnmarshalText([]byte(v[0])); v[0] != "" && err != nil {
+		return hinted{fmt.Errorf("%q is no public key of minisign", v[0]), "it is the second line of a .pub file; leave it out, and signatures are not asked for"}
+	}
+	c.Runtime.Key = v[0]
+	return nil
 }
 
 func setPublish(c *Config, v []string) error {
