@@ -189,7 +189,7 @@ func TestSettle(t *testing.T) {
 		}
 	}
 	for name, c := range map[string]struct {
-		cut            func(t *testing.T, dir, stage string)
+		cut     func(t *testing.T, dir, stage string)
 		is, was byte
 	}{
 		"before the exchange": {func(*testing.T, string, string) {}, 10, 1},
