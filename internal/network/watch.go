@@ -22,21 +22,23 @@ func (b *Bridge) Watch() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("watch routes: %w", err), rules.Close())
 	}
-	changed, done := make(chan struct{}, 1), make(chan struct{})
-	b.watched.Go(func() { hear(rules, changed, othersRules) })
-	b.watched.Go(func() { hear(routes, changed, func(netlink.Message) bool { return true }) })
+	filters, rest, done := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
+	b.watched.Go(func() { hear(rules, filters, othersRules) })
+	b.watched.Go(func() { hear(routes, rest, othersLinks) })
 	b.watched.Go(func() {
 		var again <-chan time.Time
 		for {
-			retry := false
+			retry, pause := false, shortPause
 			select {
-			case <-changed:
+			case <-filters:
+			case <-rest:
+				pause = longPause
 			case <-again:
 				retry = true
 			case <-done:
 				return
 			}
-			if again = nil; !b.mend(done, retry) {
+			if again = nil; !b.mend(done, retry, pause) {
 				again = time.After(b.retryAfter)
 			}
 		}
@@ -107,13 +109,36 @@ func othersRules(m netlink.Message) bool {
 	return true
 }
 
-// pause is how long changes of others are let come to an end before they are looked at.
-const pause = 200 * time.Millisecond
+// othersLinks tells whether a message may be of anything but a guest's TAP. That comes, changes a
+// few times while its VMM starts, and goes, with nothing else having changed.
+func othersLinks(m netlink.Message) bool {
+	if m.Header.Type != unix.RTM_NEWLINK && m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
+		return true
+	}
+	attrs, err := netlink.UnmarshalAttributes(m.Data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return true
+	}
+	for _, a := range attrs {
+		if a.Type == unix.IFLA_IFNAME {
+			return VMOf(unix.ByteSliceToString(a.Data)) == ""
+		}
+	}
+	return true
+}
 
-// mend sets right what is not as it was made, once things have been still for a moment. It tells
+// How long changes of others are let come to an end before they are looked at: of rules, without
+// which guests are not filtered, and of the rest, of which the start of a VM has its part. To look
+// takes milliseconds that a VM could start in.
+const (
+	shortPause = 200 * time.Millisecond
+	longPause  = time.Second
+)
+
+// mend sets right what is not as it was made, after a pause. It tells
 // whether all is as it should be; what could not be set before is tried when that is asked for,
 // not at every turn.
-func (b *Bridge) mend(done <-chan struct{}, retry bool) bool {
+func (b *Bridge) mend(done <-chan struct{}, retry bool, pause time.Duration) bool {
 	select {
 	case <-time.After(pause):
 	case <-done:
