@@ -86,10 +86,6 @@ func (l *library) Kernel(name string) (kernel.Kernel, error) {
 
 // Initramfs implements vm.Kernels.
 func (l *library) Initramfs(ctx context.Context, k kernel.Kernel) (string, error) {
-	agent, err := embedded.Agent()
-	if err != nil {
-		return "", err
-	}
 	made := initramfs{of: k}
 	if info, err := os.Stat(k.ModulesCpio); err == nil {
 		made.modules = info
@@ -98,6 +94,10 @@ func (l *library) Initramfs(ctx context.Context, k kernel.Kernel) (string, error
 	defer l.initramfs.Unlock()
 	if last := l.initramfs.last; last.isFor(made) {
 		return last.path, nil
+	}
+	agent, err := embedded.Agent()
+	if err != nil {
+		return "", err
 	}
 	if made.path, err = kernel.Initramfs(ctx, k, agent, l.initramfsCache()); err == nil {
 		l.initramfs.last = made
