@@ -335,6 +335,29 @@ func TestOverlapThatComesLater(t *testing.T) {
 	w.subnet = moved
 }
 
+// Another's bridge with our very subnet is told of, for as long as it is there.
+func TestARivalBridge(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.bridge.Watch())
+	g := w.guest()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "rival0"
+	rival := &netlink.Bridge{LinkAttrs: attrs}
+	must(t, netlink.LinkAdd(rival))
+	t.Cleanup(func() { netlink.LinkDel(rival) })
+	must(t, up(rival, netip.PrefixFrom(Gateway(w.subnet).Next(), w.subnet.Bits()).String()))
+	eventually(t, "it is told of", patience, func() bool { return strings.Contains(w.notices(), "of rival0; to move it: banger network move") })
+	if s := w.bridge.Status(); !strings.Contains(s.Overlap, "rival0") {
+		t.Errorf("the status is %+v", s)
+	}
+	w.reaches(w.here(), g.web(), "guest "+g.VM+" to "+Gateway(w.subnet).String())
+	if next, err := w.bridge.ChooseSubnet(); err != nil || next.Overlaps(w.subnet) {
+		t.Errorf("%s is chosen, %v", next, err)
+	}
+	must(t, netlink.LinkDel(rival))
+	eventually(t, "it is told of no longer", patience, func() bool { return w.bridge.Status().Overlap == "" })
+}
+
 // What a VMM holds goes on through the end of a daemon and the start of the next.
 func TestARestartOfTheDaemon(t *testing.T) {
 	w := newWorld(t)
