@@ -22,6 +22,10 @@ const (
 
 	// hole is the least run of zeros, in bytes, for which a file gets no blocks.
 	hole = 64 << 10
+
+	// chunk is how much is added up and written at once, in bytes: the CPU's cache has room for it,
+	// without which all of this takes a third longer.
+	chunk = 256 << 10
 )
 
 // errPacked is what is wrong with an archive, whoever sent it.
@@ -160,7 +164,7 @@ func (u *unpacking) file(in io.Reader, f FileRecord) error {
 // copy writes a file's content, with holes for its zeros.
 func (u *unpacking) copy(out *os.File, in io.Reader, f FileRecord) error {
 	sum := sha256.New()
-	buf, zeros := make([]byte, 1<<20), make([]byte, hole)
+	buf, zeros := make([]byte, chunk), make([]byte, hole)
 	for at := int64(0); at < f.Bytes; {
 		n, err := io.ReadFull(in, buf[:min(int64(len(buf)), f.Bytes-at)])
 		if err != nil {
