@@ -113,6 +113,19 @@ func (v *vmm) Choose(ctx context.Context, spec vm.Spec, vmlinux string) (hypervi
 	return hypervisor.QEMU, accel, err
 }
 
+// Doubts implements vm.Hypervisor. Whoever asks for a Firecracker that is passed over may have a kernel that
+// it can run.
+func (v *vmm) Doubts(ctx context.Context, backend hypervisor.Backend) string {
+	if backend != hypervisor.Firecracker {
+		return ""
+	}
+	version, err := v.firecrackers.Version(ctx)
+	if err != nil {
+		return "" // which whoever starts it is told
+	}
+	return firecracker.Unfit(version)
+}
+
 // firecracker tells why Firecracker can't run a machine of this spec here.
 func (v *vmm) firecracker(ctx context.Context, spec vm.Spec, vmlinux string) error {
 	cannot := func(what string) error {

@@ -29,6 +29,9 @@ func TestAnOldFirecrackerIsPassedOver(t *testing.T) {
 			if refused := err != nil && strings.Contains(err.Error(), "command line only"); refused != (passedOver && backend == vm.AutoBackend) {
 				t.Errorf("%s by %s: %v", version, backend, err)
 			}
+			if doubts := v.Doubts(t.Context(), hypervisor.Firecracker); (doubts != "") != passedOver || v.Doubts(t.Context(), hypervisor.QEMU) != "" {
+				t.Errorf("doubts of %s: %q", version, doubts)
+			}
 			err = v.firecracker(t.Context(), vm.Spec{Backend: hypervisor.Firecracker, Accel: "kvm", Net: vm.NetNone, HugePages: true}, "")
 			if refused := err != nil && strings.Contains(err.Error(), "since 1.11"); refused != passedOver {
 				t.Errorf("huge pages by %s: %v", version, err)

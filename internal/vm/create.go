@@ -157,6 +157,9 @@ func (m *Manager) register(ctx context.Context, o *op.Operation, req Request, v 
 	if v.Spec.Backend, _, err = m.Hypervisor.Choose(ctx, v.Spec, k.Vmlinux); err != nil {
 		return v, err
 	}
+	if why := m.Hypervisor.Doubts(ctx, v.Spec.Backend); why != "" {
+		o.Warn(why)
+	}
 	if v.Spec.Snapshot != "" {
 		v, err = m.layOnSnapshot(v)
 	} else {

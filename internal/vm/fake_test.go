@@ -62,6 +62,7 @@ type world struct {
 	refills  int // how often a refill of it was asked for
 	wanted   []vm.Spec
 	streams  int               // open to every guest
+	doubts   string            // of Firecracker
 	report   hypervisor.Report // of every machine
 }
 
@@ -242,6 +243,13 @@ func (w *world) Choose(_ context.Context, spec vm.Spec, _ string) (hypervisor.Ba
 		return "", "", errs.New(errs.Unavailable, "there is no KVM here")
 	}
 	return hypervisor.QEMU, hypervisor.TCG, nil
+}
+
+func (w *world) Doubts(_ context.Context, backend hypervisor.Backend) string {
+	if backend == hypervisor.Firecracker {
+		return w.doubts
+	}
+	return ""
 }
 
 func (w *world) Launch(_ context.Context, spec hypervisor.MachineSpec) (hypervisor.Machine, error) {

@@ -2,6 +2,7 @@ package vm_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,23 @@ func TestStatsTellWhatTheVMMKnows(t *testing.T) {
 	}
 	if got := m.Complaint(t.Context(), v); got != "" {
 		t.Errorf("stopped, it complains of %q", got)
+	}
+}
+
+// Who asks for a VMM that is not up to much is told so.
+func TestDoubtsAreTold(t *testing.T) {
+	w := newWorld(t)
+	w.doubts = "it is too old"
+	m, end := w.daemon()
+	defer end()
+	for backend, want := range map[string]bool{"firecracker": true, "qemu": false} {
+		warned, err := operation(t, func(ctx context.Context, o *op.Operation) error {
+			_, err := m.Create(ctx, o, vm.Request{Backend: backend})
+			return err
+		})
+		if err != nil || slices.Contains(warned, w.doubts) != want {
+			t.Errorf("%s: warned of %q, %v", backend, warned, err)
+		}
 	}
 }
 

@@ -188,6 +188,10 @@ type Hypervisor interface {
 	// can't give what the spec asks for; errs.Invalid if the backend never can.
 	Choose(ctx context.Context, spec Spec, vmlinux string) (hypervisor.Backend, hypervisor.Accel, error)
 
+	// Doubts tells what speaks against a backend that can run VMs and is asked for by name: a
+	// sentence, or "".
+	Doubts(ctx context.Context, backend hypervisor.Backend) string
+
 	// Remove ends the machine that was launched in dir for the VM, if one is there, and
 	// removes its sockets; logs stay. The record may be missing when a crash came
 	// between launch and record. Finding nothing is success.

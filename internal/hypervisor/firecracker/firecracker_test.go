@@ -435,3 +435,45 @@ func awaitText(t *testing.T, path, text string) {
 		}
 	}
 }
+
+// A machine whose API's socket is gone is not adopted and not talked to, and can be ended all the same.
+func TestTheSocketIsGone(t *testing.T) {
+	h, spec := fake(t, script{}), goodSpec(t)
+	m, err := launch(t, h, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := m.Record()
+	m.Close()
+	if err := os.Remove(filepath.Join(spec.Dir, apiSocket)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := h.Adopt(t.Context(), record); err == nil || errs.KindOf(err) == errs.NotFound {
+		t.Errorf("it was adopted, or taken for gone: %v, %v", m, err)
+	}
+	if err := h.Remove(t.Context(), spec.VMID, spec.Dir, &record); err != nil {
+		t.Error(err)
+	}
+	if left, err := record.Process.Open(); errs.KindOf(err) != errs.NotFound {
+		t.Errorf("it is still there: %v, %v", left, err)
+	}
+	wantOnlyLogs(t, spec.Dir)
+
+	// The one that a daemon has open goes on being its; what is asked by a new connection fails.
+	spec = goodSpec(t)
+	if m, err = launch(t, h, spec); err != nil {
+		t.Fatal(err)
+	}
+	m.(*machine).api.close()
+	if err := os.Remove(filepath.Join(spec.Dir, apiSocket)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Pause(t.Context()); err == nil {
+		t.Error("it was paused")
+	}
+	echo(t, m)
+	if err := m.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	wantOnlyLogs(t, spec.Dir)
+}

@@ -65,7 +65,7 @@ func forgetLog(dir string) error {
 	return nil
 }
 
-// logTail reads the end of the log.
+// logTail reads the end of the log, in whole lines.
 func logTail(dir string) []byte {
 	f, err := os.Open(filepath.Join(dir, logFile))
 	if err != nil {
@@ -73,10 +73,16 @@ func logTail(dir string) []byte {
 	}
 	defer f.Close()
 	const most = 8 << 10 // bytes
-	if info, err := f.Stat(); err == nil {
-		_, _ = f.Seek(max(0, info.Size()-most), io.SeekStart)
+	info, err := f.Stat()
+	if err != nil {
+		return nil
 	}
-	b, _ := io.ReadAll(io.LimitReader(f, most))
+	begin := max(0, info.Size()-most)
+	b := make([]byte, most)
+	n, _ := f.ReadAt(b, begin)
+	if b = b[:n]; begin > 0 { // it is in the middle of a line, most likely
+		_, b, _ = bytes.Cut(b, []byte("\n"))
+	}
 	return b
 }
 

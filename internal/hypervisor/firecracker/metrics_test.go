@@ -121,3 +121,17 @@ func TestMeterIsBounded(t *testing.T) {
 	}
 	m.close()
 }
+
+// A log of which the end is read has no complaint where that begins within a line.
+func TestNoComplaintOfHalfALine(t *testing.T) {
+	dir := t.TempDir()
+	for _, n := range []int{1, 8 << 10, 8<<10 + 1, 20 << 10} {
+		text := "2026-11-24T12:00:00.0 [banger-x:fc_api:INFO] The API server received " + strings.Repeat("x", n) + "\n"
+		if err := os.WriteFile(filepath.Join(dir, logFile), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := lastWords(dir); got != "" {
+			t.Errorf("of a line of %d bytes the words are %.80q", len(text), got)
+		}
+	}
+}
