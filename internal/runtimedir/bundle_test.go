@@ -245,7 +245,9 @@ const testKey = "-----BEGIN OPENSSH " + "PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAA
 
 func TestPackageRefusesSecrets(t *testing.T) {
 	inImage := content(9, 3<<20)
-	copy(inImage[1<<20-10:], testKey) // over the border of two reads
+	copy(inImage[1<<20-11:], "\n"+testKey) // over the border of two reads
+	ofImage := content(9, 3<<20)
+	copy(ofImage[1<<20+8<<10:], testKey) // a file in it
 	for name, c := range map[string]struct {
 		path    string
 		content []byte
@@ -254,6 +256,7 @@ func TestPackageRefusesSecrets(t *testing.T) {
 	}{
 		"key in the record":     {"images/a/id", []byte(testKey), true, "private key"},
 		"key in an image":       {"images/a/rootfs.ext4", inImage, true, "at byte"},
+		"key file in an image":  {"images/a/rootfs.ext4", ofImage, true, "at byte"},
 		"key beside":            {"images/a/id", []byte(testKey), false, "private key"},
 		"minisign key":          {"images/a/m", []byte("untrusted comment: " + minisignKey + "WRTY0"), true, "secret key of minisign"},
 		"PKCS8":                 {"images/a/k", []byte("-----BEGIN " + "PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC"), true, "private key"},
@@ -288,6 +291,7 @@ func TestPackageRefusesSecrets(t *testing.T) {
 	dir := t.TempDir()
 	files := sample(1)
 	files["images/a/ssh-keygen"] = []byte("\x00-----BEGIN OPENSSH " + "PRIVATE KEY-----\n\x00-----END")
+	files["images/a/libgnutls"] = []byte("\x7fELF\x00" + testKey + "\x00") // with which it tests itself
 	writeBundle(t, dir, made, files)
 	packBundle(t, dir)
 	// Changed since it was made.
