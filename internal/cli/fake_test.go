@@ -454,6 +454,9 @@ func (f *fake) assets(handle func(string, func(*http.Request) (any, *api.Error))
 		f.note("prune to %s", r.FormValue("keep_bytes"))
 		return []api.Template{{Name: "tiny-00000000"}}, nil
 	})
+	handle("GET /v1/pool", func(*http.Request) (any, *api.Error) {
+		return []api.PoolImage{{Image: "debian", Wanted: 2, Ready: 1, MemoryBytes: 512 << 20, Trouble: "no room\x1b"}, {Image: "tiny", Wanted: 1}}, nil
+	})
 	handle("GET /v1/kernels", func(*http.Request) (any, *api.Error) { return []api.Kernel{kernel}, nil })
 	handle("DELETE /v1/kernels/{name}", func(r *http.Request) (any, *api.Error) { return nil, byName(r, "kernel") })
 	handle("POST /v1/kernels", func(r *http.Request) (any, *api.Error) {

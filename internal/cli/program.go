@@ -143,7 +143,7 @@ func (a *app) root() *cobra.Command {
 	group(vm)
 	vm.AddCommand(a.vmCommands()...)
 	root.AddCommand(vm)
-	for _, c := range []*cobra.Command{a.imageCommand(), a.kernelCommand(), a.templateCommand(), a.runtimeCommand(), a.diskCommand()} {
+	for _, c := range []*cobra.Command{a.imageCommand(), a.kernelCommand(), a.templateCommand(), a.poolCommand(), a.runtimeCommand(), a.diskCommand()} {
 		c.GroupID = groupAssets
 		root.AddCommand(c)
 	}

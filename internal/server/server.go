@@ -85,6 +85,7 @@ func (s *Server) Handler(version string) http.Handler {
 	s.systemRoutes(a)
 	s.diskRoutes(a)
 	s.templateRoutes(a)
+	s.poolRoutes(a)
 	s.snapshotRoutes(a)
 	s.networkRoutes(a)
 	return versioned(version, mux)

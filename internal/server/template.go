@@ -42,6 +42,17 @@ func (s *Server) templateRoutes(a huma.API) {
 		})
 }
 
+func (s *Server) poolRoutes(a huma.API) {
+	huma.Register(a, route("GET", "/v1/pool", "list-pool", "List the images that VMs are kept ready of"),
+		func(context.Context, *none) (*reply[[]api.PoolImage], error) {
+			out := []api.PoolImage{}
+			for _, p := range s.VMs.PoolImages() {
+				out = append(out, api.PoolImage(p))
+			}
+			return &reply[[]api.PoolImage]{out}, nil
+		})
+}
+
 func showTemplates(all []template.Template, users map[string][]string) []api.Template {
 	out := make([]api.Template, 0, len(all))
 	for _, t := range all {

@@ -28,9 +28,48 @@ type PoolSize struct {
 type pool struct {
 	filling sync.Mutex // held while VMs are made for it
 
-	mu    sync.Mutex
-	lease string // of all of them; empty before the first
-	ready []waiting
+	mu      sync.Mutex
+	lease   string // of all of them; empty before the first
+	ready   []waiting
+	trouble map[string]string // by image: why there are fewer than are wanted
+}
+
+// PoolImage is how the pool stands with an image.
+type PoolImage struct {
+	Image         string
+	Wanted, Ready int
+	MemoryBytes   int64  // what those that are ready may take together
+	Trouble       string // why there are fewer than are wanted, once that was tried
+}
+
+// PoolImages tells how the pool stands, by image.
+func (m *Manager) PoolImages() (all []PoolImage) {
+	m.pool.mu.Lock()
+	defer m.pool.mu.Unlock()
+	for _, image := range slices.Sorted(maps.Keys(m.Pool.Images)) {
+		x := PoolImage{Image: image, Wanted: m.Pool.Images[image], Trouble: m.pool.trouble[image]}
+		for _, w := range m.pool.ready {
+			if w.spec.Image == image {
+				x.Ready++
+				x.MemoryBytes += w.spec.MemoryBytes
+			}
+		}
+		all = append(all, x)
+	}
+	return all
+}
+
+// went records how an attempt to fill it with VMs of an image has ended.
+func (p *pool) went(image string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.trouble == nil {
+		p.trouble = map[string]string{}
+	}
+	delete(p.trouble, image)
+	if err != nil {
+		p.trouble[image] = err.Error()
+	}
 }
 
 // waiting is one of them.
@@ -51,21 +90,30 @@ func (m *Manager) FillPool(ctx context.Context, o *op.Operation) error {
 	}
 	var all []error
 	for _, image := range slices.Sorted(maps.Keys(m.Pool.Images)) {
-		for ctx.Err() == nil && m.pool.count(image) < m.Pool.Images[image] {
-			spec, err := m.fill(Request{Image: image})
-			if err == nil && m.pool.bytes()+spec.MemoryBytes > m.Pool.Bytes {
-				err = errs.New(errs.Unavailable, "the pool may take %d MiB of memory, and has them", m.Pool.Bytes>>20)
-			}
-			if err == nil {
-				err = m.addToPool(ctx, o, spec)
-			}
-			if err != nil {
-				all = append(all, fmt.Errorf("a VM of image %s for the pool: %w", image, err))
-				break
-			}
+		err := m.fillPoolWith(ctx, o, image)
+		if m.pool.went(image, err); err != nil {
+			all = append(all, fmt.Errorf("a VM of image %s for the pool: %w", image, err))
 		}
 	}
 	return errors.Join(all...)
+}
+
+// fillPoolWith makes the VMs of an image that the pool lacks.
+func (m *Manager) fillPoolWith(ctx context.Context, o *op.Operation, image string) error {
+	for ctx.Err() == nil && m.pool.count(image) < m.Pool.Images[image] {
+		spec, err := m.fill(Request{Image: image})
+		if err != nil {
+			return err
+		}
+		if has := m.pool.bytes(); has+spec.MemoryBytes > m.Pool.Bytes {
+			return errs.New(errs.Unavailable, "another VM has %d MiB of memory; the pool may have %d, and has %d", spec.MemoryBytes>>20, m.Pool.Bytes>>20, has>>20).
+				Try("set pool_memory in the config file")
+		}
+		if err := m.addToPool(ctx, o, spec); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *pool) count(image string) (n int) {

@@ -3,6 +3,7 @@ package vm_test
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 
 	"banger/internal/disk"
@@ -115,6 +116,16 @@ func TestThePoolFollows(t *testing.T) {
 	m.Pool.Bytes = second.Spec.MemoryBytes - 1
 	if err := fillPool(t, m); err == nil || len(pooled(t, m)) != 0 {
 		t.Errorf("more memory than it may take: %v", err)
+	}
+	if all := m.PoolImages(); len(all) != 1 || all[0].Image != "tiny" || all[0].Wanted != 1 || all[0].Ready != 0 || !strings.Contains(all[0].Trouble, "the pool may have 511") {
+		t.Errorf("it tells of that %+v", all)
+	}
+	m.Pool.Bytes = second.Spec.MemoryBytes
+	if err := fillPool(t, m); err != nil {
+		t.Error(err)
+	}
+	if all := m.PoolImages(); len(all) != 1 || all[0].Ready != 1 || all[0].MemoryBytes != second.Spec.MemoryBytes || all[0].Trouble != "" {
+		t.Errorf("it tells of itself %+v", all)
 	}
 }
 
