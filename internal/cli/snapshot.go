@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"strconv"
 	"strings"
@@ -51,7 +52,48 @@ reads them.`,
 		},
 	}
 	cmd.AddCommand(listCommand(a, "snapshots", (*api.Client).Snapshots, snapshotRows), inspectCommand(a, "snapshot", "ready", (*api.Client).Snapshots, func(x api.Snapshot) string { return x.Name }),
-		removeCommand(a, "snapshot", (*api.Client).RemoveSnapshot))
+		removeCommand(a, "snapshot", (*api.Client).RemoveSnapshot), a.snapshotPruneCommand())
+	return cmd
+}
+
+func (a *app) snapshotPruneCommand() *cobra.Command {
+	var yes bool
+	var older time.Duration
+	cmd := &cobra.Command{
+		Use:   "prune",
+		Short: "Remove the snapshots that nothing needs any more",
+		Long: `Remove the snapshots that no VM waits to go on from and that no other snapshot lies on; VMs
+that have gone on from one need it no more.`,
+		Example: "  banger snapshot prune --older-than 168h -y",
+		Args:    args(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			client, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			all, err := client.Snapshots(ctx)
+			if err != nil {
+				return err
+			}
+			var names []string
+			for _, s := range all {
+				if len(s.UsedBy) == 0 && time.Since(s.CreatedAt) >= older {
+					names = append(names, s.Name)
+					a.note("snapshot %s of %s, %s", shown(s.Name), shown(cmp.Or(s.Of, "a VM that can't be told any more")), bytesText(s.Bytes))
+				}
+			}
+			if len(names) == 0 {
+				return nil
+			}
+			if err := a.ask(ctx, yes, "remove these, with what the VMs had in memory and on their disks?"); err != nil {
+				return err
+			}
+			return a.each(ctx, names, func(name string, _ func(api.Event)) (string, error) { return name, client.RemoveSnapshot(ctx, name) })
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().DurationVar(&older, "older-than", 0, "leave those that are younger")
 	return cmd
 }
 

@@ -2,7 +2,9 @@ package disk
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
 	"os"
 
@@ -80,4 +82,34 @@ func (v Volume) CopyTo(ctx context.Context, dir, name string) (Volume, error) {
 	})
 	v.Path = path
 	return v, err
+}
+
+// Sum sums where a file has data and what it is, with what CPUs have an instruction for: 100
+// MB take 20 ms. It guards against accidents, not against who can write to the file.
+func Sum(f *os.File) (uint32, error) {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	sum := crc32.Update(0, table, binary.BigEndian.AppendUint64(nil, uint64(info.Size())))
+	buf, zeros := make([]byte, 1<<20), make([]byte, 1<<12)
+	err = Data(f, func(start, end int64) error {
+		for at := start; at < end; {
+			n, err := f.ReadAt(buf[:min(int64(len(buf)), end-at)], at)
+			if n == 0 {
+				return err
+			}
+			// A filesystem may make data of some holes, so zeros don't count.
+			for i := 0; i < n; i += len(zeros) {
+				if page := buf[i:min(n, i+len(zeros))]; string(page) != string(zeros[:len(page)]) {
+					sum = crc32.Update(sum, table, binary.BigEndian.AppendUint64(nil, uint64(at)+uint64(i)))
+					sum = crc32.Update(sum, table, page)
+				}
+			}
+			at += int64(n)
+		}
+		return nil
+	})
+	return sum, err
 }

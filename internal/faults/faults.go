@@ -126,6 +126,25 @@ func (d dirs) Remove(id string) error {
 	return d.door.act("directory remove", func() error { return d.Dirs.Remove(id) })
 }
 
+func (d dirs) Keep(id string) (memory, state *os.File, err error) {
+	err = d.door.act("directory keep", func() error {
+		memory, state, err = d.Dirs.Keep(id)
+		return err
+	})
+	if err != nil && memory != nil { // they are there, and nobody will use them
+		return nil, nil, errors.Join(err, memory.Close(), state.Close())
+	}
+	return memory, state, err
+}
+
+func (d dirs) Seal(id string) error {
+	return d.door.act("directory seal", func() error { return d.Dirs.Seal(id) })
+}
+
+func (d dirs) DropKept(id string) error {
+	return d.door.act("directory drop kept", func() error { return d.Dirs.DropKept(id) })
+}
+
 type network struct {
 	vm.Network
 	door Door
@@ -167,6 +186,10 @@ func (t templates) Begin(name string) (*template.Stage, error) {
 
 func (t templates) Commit(ctx context.Context, st *template.Stage, made template.Template) (template.Template, error) {
 	return step(t.door, "template commit", func() (template.Template, error) { return t.Templates.Commit(ctx, st, made) })
+}
+
+func (t templates) Use(used template.Template) error {
+	return t.door.act("template use", func() error { return t.Templates.Use(used) })
 }
 
 func (t templates) Retire(old template.Template) error {

@@ -15,7 +15,8 @@ import (
 var door sync.Mutex
 
 // Fault is the door through which tests make the host fail. BANGER_FAULTS names a file with a
-// line "fail N" or "kill N": the Nth effect from then on fails, or the process dies at it.
+// line "fail N", "kill N" or "halt N": the Nth effect from then on fails, or the process dies at it, or it
+// stands still there until it is sent SIGCONT.
 // Each passed door takes one from N and adds its label to the lines below; when N is
 // reached the first line goes, so that whatever comes after is done.
 func Fault(label string) error {
@@ -48,6 +49,9 @@ func Fault(label string) error {
 	case what == "kill":
 		unix.Kill(os.Getpid(), unix.SIGKILL)
 		select {}
+	case what == "halt":
+		unix.Kill(os.Getpid(), unix.SIGSTOP)
+		return nil
 	}
 	return fmt.Errorf("%s: %w", label, unix.EIO)
 }

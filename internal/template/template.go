@@ -5,12 +5,13 @@
 package template
 
 import (
+	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,7 +33,8 @@ const (
 	memoryFile = "memory"
 	stateFile  = "state"
 	recordFile = "template.json"
-	markFile   = "snapshot" // of a snapshot, which is one also where its record can't be read
+	sumFile    = "template.sum" // of the record
+	markFile   = "snapshot"     // of a snapshot, which is one also where its record can't be read
 )
 
 // Template is a machine that was saved: when it had finished its boot, or, as a snapshot, whenever
@@ -151,9 +153,20 @@ func (s *Shelf) Commit(ctx context.Context, st *Stage, t Template) (Template, er
 	if err := host.Fault("commit a template"); err != nil {
 		return t, err
 	}
-	_, err = st.stage.Commit(t)
+	record, err := json.MarshalIndent(t, "", "  ")
+	if err == nil {
+		err = st.stage.Write(sumFile, sumOfRecord(record))
+	}
+	if err == nil {
+		_, err = st.stage.Commit(json.RawMessage(record))
+	}
 	t.Dir = final
 	return t, err
+}
+
+// sumOfRecord is what tells whether a record is as it was written.
+func sumOfRecord(record []byte) []byte {
+	return fmt.Appendf(nil, "%08x\n", crc32.Checksum(bytes.TrimSpace(record), crc32.MakeTable(crc32.Castagnoli)))
 }
 
 // files are those whose content is told by a sum. A whole raw disk is as large as an image, and
@@ -188,8 +201,16 @@ func (s *Shelf) List() ([]Template, error) {
 
 func load(dir string) (Template, error) {
 	t := Template{Name: filepath.Base(dir), Dir: dir}
-	if _, err := items.Load(dir, &t); err != nil {
+	record, err := items.Load(dir, &t)
+	if err != nil {
 		return t, err
+	}
+	sum, err := os.ReadFile(filepath.Join(dir, sumFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an earlier banger wrote none
+		return t, err
+	}
+	if err == nil && !bytes.Equal(sum, sumOfRecord(record)) {
+		return t, errs.New(errs.Internal, "the record of template %s has changed", t.Name)
 	}
 	info, err := os.Stat(filepath.Join(dir, recordFile))
 	if err != nil {
@@ -229,6 +250,16 @@ func (s *Shelf) Get(name string) (Template, error) {
 		return Template{}, err
 	}
 	return load(dir)
+}
+
+// Below returns the names of the templates, damaged ones too, whose disk a base is or lies on.
+func (s *Shelf) Below(b disk.Base) (names []string) {
+	for x := &b; x != nil; x = x.On {
+		if dir := filepath.Dir(x.Path); filepath.Dir(dir) == s.Root {
+			names = append(names, filepath.Base(dir))
+		}
+	}
+	return names
 }
 
 // Use records that a machine goes on from a template.
@@ -315,7 +346,7 @@ func (s *Shelf) checkFile(path string, want uint32) error {
 	if known {
 		return nil
 	}
-	sum, err := sumOf(f)
+	sum, err := disk.Sum(f)
 	if err != nil {
 		return err
 	}
@@ -340,7 +371,7 @@ func syncAndSum(path string) (uint32, error) {
 		return 0, err
 	}
 	defer f.Close()
-	return sumOf(f)
+	return disk.Sum(f)
 }
 
 func syncFile(path string) error {
@@ -350,36 +381,6 @@ func syncFile(path string) error {
 	}
 	defer f.Close()
 	return errors.Join(host.Fault("sync "+filepath.Base(path)), f.Sync())
-}
-
-// sumOf sums where a file has data and what it is, with what CPUs have an instruction for: 100
-// MB take 20 ms. It guards against accidents, not against who can write to the file.
-func sumOf(f *os.File) (uint32, error) {
-	table := crc32.MakeTable(crc32.Castagnoli)
-	info, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	sum := crc32.Update(0, table, binary.BigEndian.AppendUint64(nil, uint64(info.Size())))
-	buf, zeros := make([]byte, 1<<20), make([]byte, 1<<12)
-	err = disk.Data(f, func(start, end int64) error {
-		for at := start; at < end; {
-			n, err := f.ReadAt(buf[:min(int64(len(buf)), end-at)], at)
-			if n == 0 {
-				return err
-			}
-			// A filesystem may make data of some holes, so zeros don't count.
-			for i := 0; i < n; i += len(zeros) {
-				if page := buf[i:min(n, i+len(zeros))]; string(page) != string(zeros[:len(page)]) {
-					sum = crc32.Update(sum, table, binary.BigEndian.AppendUint64(nil, uint64(at)+uint64(i)))
-					sum = crc32.Update(sum, table, page)
-				}
-			}
-			at += int64(n)
-		}
-		return nil
-	})
-	return sum, err
 }
 
 // Allocated is what the template's files take of the disk now.

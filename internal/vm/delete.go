@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"banger/internal/errs"
 )
@@ -51,11 +52,9 @@ func (m *Manager) remove(ctx context.Context, id, cause string) error {
 		err = m.Store.Delete(ctx, id, cause, KindMachine, KindNetwork, KindAttached, KindDisk, KindDirectory)
 	}
 	m.usages.forget(v.Disk)
-	if err == nil && v.Template != "" {
-		if t, err := m.Templates.Get(v.Template); err == nil && t.Retired() { // this may have been its last
-			if err := m.dropRetired(ctx); err != nil {
-				m.Log.Warn("remove what nothing goes on from any more", "template", v.Template, "err", err)
-			}
+	if err == nil && slices.ContainsFunc(m.needs(v), m.isRetired) { // this may have been its last
+		if err := m.dropRetired(ctx); err != nil {
+			m.Log.Warn("remove what nothing goes on from any more", "vm", id, "err", err)
 		}
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package vm_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -229,4 +230,69 @@ func TestAResumeThatItsCallerLeaves(t *testing.T) {
 		}
 		w.set(func() { w.silent = false })
 	})
+}
+
+// A suspended VM does what can be done without its machine, says of the rest how to have that back,
+// and is there after a restart of the host.
+func TestWhatASuspendedVMDoes(t *testing.T) {
+	w := newWorld(t)
+	m, end := w.daemon()
+	web, err := create(t, m, vm.Request{Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(m *vm.Manager, verb func(context.Context, *vm.Manager, *op.Operation, string) error) error {
+		_, err := operation(t, func(ctx context.Context, o *op.Operation) error { return verb(ctx, m, o, web.ID) })
+		return err
+	}
+	if err := do(m, doSuspend); err != nil {
+		t.Fatal(err)
+	}
+	for what, verb := range map[string]func(context.Context, *vm.Manager, *op.Operation, string) error{
+		"restart": doRestart,
+		"snapshot": func(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
+			_, err := m.Snapshot(ctx, o, id, "")
+			return err
+		},
+		"fork": func(ctx context.Context, m *vm.Manager, o *op.Operation, id string) error {
+			_, err := m.Fork(ctx, o, id, 1, vm.Request{})
+			return err
+		},
+		"pause": func(ctx context.Context, m *vm.Manager, _ *op.Operation, id string) error {
+			_, err := m.Pause(ctx, id)
+			return err
+		},
+		"exec": func(ctx context.Context, m *vm.Manager, _ *op.Operation, id string) error {
+			_, err := m.Guest(ctx, id)
+			return err
+		},
+	} {
+		var e *errs.Error
+		if err := do(m, verb); !errors.As(err, &e) || e.Kind != errs.Conflict || !strings.Contains(e.Hint, "banger resume web") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for what, verb := range map[string]func(context.Context, *vm.Manager, *op.Operation, string) error{"stop": doStop(time.Minute), "kill": doStop(0), "suspend": doSuspend} {
+		if err := do(m, verb); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		settled(t, m, "web", vm.Suspended)
+	}
+	end()
+	w.set(func() { w.bootID = "another boot" })
+	m, end = w.daemon()
+	defer end()
+	settled(t, m, "web", vm.Suspended)
+	if err := do(m, doResume); err != nil {
+		t.Error(err)
+	}
+	if v := settled(t, m, "web", vm.Running); v.MAC != web.MAC || v.MachineID != web.MachineID || w.machineOf(m, v).from == nil {
+		t.Errorf("after a restart of the host it is %+v", v)
+	}
+	if err := do(m, doSuspend); err != nil {
+		t.Error(err)
+	}
+	if err := m.Delete(t.Context(), web.ID, false); err != nil {
+		t.Error(err)
+	}
 }

@@ -174,6 +174,11 @@ func (m *Manager) RemoveSnapshot(ctx context.Context, name string) error {
 	return err
 }
 
+func (m *Manager) isRetired(name string) bool {
+	t, err := m.Templates.Get(name)
+	return err == nil && t.Retired()
+}
+
 // dropRetired removes what nothing goes on from any more and no disk lies on, and what only such
 // disks have lain on.
 func (m *Manager) dropRetired(ctx context.Context) error {
@@ -246,7 +251,7 @@ func (m *Manager) layOnSnapshot(v VM) (VM, error) {
 func (m *Manager) fromSnapshot(ctx context.Context, o *op.Operation, v VM, begin time.Time, wait Wait, boot Boot) (VM, error) {
 	if boot == Cold { // its guest writes to the disk before its row tells that it runs
 		v, err := m.update(ctx, v.ID, "not from its snapshot", func(x *VM) error {
-			x.Pristine = false
+			x.leaveSnapshot()
 			return nil
 		})
 		if err != nil {
@@ -260,6 +265,18 @@ func (m *Manager) fromSnapshot(ctx context.Context, o *op.Operation, v VM, begin
 			Try("boot it from the snapshot's disk: banger start --fresh %s", v.Name)
 	}
 	return m.boot(ctx, o, v, begin, wait, fromTemplate(t))
+}
+
+// leaveSnapshot records that nothing of a VM needs the snapshot that it is of, if it is of one: its
+// guest runs, and has mapped what it reads of it, and its disk is a copy.
+func (v *VM) leaveSnapshot() {
+	if v.Spec.Snapshot == "" || v.Template == "" {
+		return
+	}
+	v.Template, v.Pristine, v.Base = "", false, v.Disk.Freeze() // a whole disk lies on nothing else
+	if v.Disk.On != nil {
+		v.Base = *v.Disk.On
+	}
 }
 
 // maxForks bounds how many copies are made at once.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"banger/internal/errs"
@@ -111,5 +112,62 @@ func TestForksAreMadeAllOrNone(t *testing.T) {
 		if _, err := fork(t, m, web, n, vm.Request{}); errs.KindOf(err) != errs.Invalid {
 			t.Errorf("%d copies: %v", n, err)
 		}
+	}
+}
+
+// A snapshot is needed by a VM of it that has not run. Then what it lies on is: the VM's disk reads
+// from there.
+func TestASnapshotGoesWhenNothingNeedsIt(t *testing.T) {
+	w, m, below := warmWorld(t)
+	kept, err := snapshot(t, m, made(t, m, vm.Request{Name: "web"}), "ready")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var waits vm.VM
+	if _, err := operation(t, func(ctx context.Context, o *op.Operation) (err error) {
+		waits, err = m.Create(ctx, o, vm.Request{Name: "waits", Snapshot: "ready"})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.RemoveSnapshot(t.Context(), "ready"); errs.KindOf(err) != errs.Conflict || !strings.Contains(err.Error(), "waits") {
+		t.Errorf("removed while a VM of it waits: %v", err)
+	}
+	if _, err := operation(t, func(ctx context.Context, o *op.Operation) error { return doStart(ctx, m, o, waits.ID) }); err != nil {
+		t.Fatal(err)
+	}
+	fresh := made(t, m, vm.Request{Name: "fresh", Snapshot: "ready"})
+	if err := m.RemoveSnapshot(t.Context(), "ready"); err != nil {
+		t.Errorf("removed while VMs of it run: %v", err)
+	}
+	if _, err := os.Stat(kept.Dir); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+	web, err := m.Find(t.Context(), "web")
+	if err == nil {
+		err = m.Delete(t.Context(), web.ID, true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.PruneTemplates(t.Context(), 0, ""); err != nil || len(w.leftOnShelf()) != 1 {
+		t.Errorf("left is %q, %v", w.leftOnShelf(), err)
+	}
+	for _, v := range []vm.VM{waits, fresh} {
+		if err := m.RemoveTemplate(t.Context(), below.Name); errs.KindOf(err) != errs.Conflict || !strings.Contains(err.Error(), v.Name) {
+			t.Errorf("what the disk of %s lies on: %v", v.Name, err)
+		}
+		if _, err := operation(t, func(ctx context.Context, o *op.Operation) error { return doRestart(ctx, m, o, v.ID) }); err != nil {
+			t.Error(err)
+		}
+		if v := settled(t, m, v.Name, vm.Running); v.StartKind != vm.Cold {
+			t.Errorf("started again it is %+v", v)
+		}
+		if err := m.Delete(t.Context(), v.ID, true); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := m.RemoveTemplate(t.Context(), below.Name); err != nil || len(w.leftOnShelf()) > 0 {
+		t.Errorf("left is %q, %v", w.leftOnShelf(), err)
 	}
 }

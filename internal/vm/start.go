@@ -189,6 +189,7 @@ func (m *Manager) boot(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	}
 	if _, err = m.update(ctx, v.ID, "launched", func(x *VM) error {
 		x.Machine, x.Hardware, x.Pristine = &rec, hardware, false
+		x.leaveSnapshot()
 		x.Suspended = false // its disk is about to change, and then what is kept is worth nothing
 		return nil
 	}, append(launched, Change{KindDisk, Live}, Change{KindDirectory, Live})...); err != nil {

@@ -46,6 +46,9 @@ func (m *Manager) stopAnd(ctx context.Context, o *op.Operation, v VM, limit time
 	}()
 	r, err := m.machineOf(v)
 	if err != nil {
+		if v.State == Suspended {
+			o.Warn(fmt.Sprintf("VM %s is suspended, and stays so; banger start --fresh %s gives up what it has in memory", v.Name, v.Name))
+		}
 		return m.stopWithout(ctx, v, err)
 	}
 	paused := v.State == Paused
@@ -114,6 +117,10 @@ func (m *Manager) Restart(ctx context.Context, o *op.Operation, id string, limit
 	defer unlock()
 	if v.Spec.AutoRemove || v.Spec.Lease != "" {
 		return v, errs.New(errs.Conflict, "VM %s is removed when it stops, so it can't be restarted", v.Name)
+	}
+	if v.State == Suspended { // its guest can't be asked to end
+		return v, errs.New(errs.Conflict, "VM %s is suspended, so it can't be restarted", v.Name).
+			Try("resume it first: banger resume %s; or boot it from its disk: banger start --fresh %s", v.Name, v.Name)
 	}
 	if v.State.HasMachine() {
 		if v, err = m.stop(ctx, o, v, limit); err != nil {

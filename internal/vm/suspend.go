@@ -68,6 +68,9 @@ func (m *Manager) keep(ctx context.Context, v VM, r *running) error {
 		}
 		err = errors.Join(err, f.Close())
 	}
+	if err == nil {
+		err = m.Dirs.Seal(v.ID)
+	}
 	return err
 }
 
@@ -126,17 +129,20 @@ func (m *Manager) wake(ctx context.Context, o *op.Operation, v VM, begin time.Ti
 	if err := m.removeMachine(ctx, v); err != nil { // which may have outlived its suspension
 		return v, err
 	}
-	if key, err := m.hardwareNow(ctx, v); err != nil || key != v.Hardware {
-		if err == nil {
-			err = errOtherMachine
-		}
+	key, err := m.hardwareNow(ctx, v)
+	if err == nil && key != v.Hardware {
+		err = errOtherMachine
+	}
+	if err == nil {
+		err = m.Dirs.CheckKept(v.ID)
+	}
+	if err != nil {
 		return v, errs.New(errs.Unavailable, "VM %s can't go on where it was", v.Name).Because(err).
 			Try("mend that, or boot it from its disk: banger start --fresh %s", v.Name)
 	}
 	was := v
 	ctx = context.WithoutCancel(ctx) // half way, what is kept would be lost to a caller that leaves
-	v, err := m.update(ctx, v.ID, "resume", func(*VM) error { return nil }, starting(v)...)
-	if err != nil {
+	if v, err = m.update(ctx, v.ID, "resume", func(*VM) error { return nil }, starting(v)...); err != nil {
 		return was, err
 	}
 	kept := m.Dirs.Kept(v.ID)

@@ -26,6 +26,7 @@ type Templates interface {
 	List() ([]template.Template, error)
 	Names() ([]string, error)
 	Check(t template.Template) error
+	Below(b disk.Base) []string
 	Use(t template.Template) error
 	Begin(name string) (*template.Stage, error)
 	Commit(ctx context.Context, st *template.Stage, t template.Template) (template.Template, error)
@@ -245,18 +246,29 @@ func (m *Manager) savedMachines(ctx context.Context) ([]template.Template, map[s
 	vms, err := m.Store.List(ctx)
 	users := map[string][]string{}
 	for _, v := range vms {
-		if v.Template != "" {
-			users[v.Template] = append(users[v.Template], v.Name)
+		for _, on := range m.needs(v) {
+			users[on] = append(users[on], v.Name)
 		}
 	}
 	for _, t := range all {
+		below := m.Templates.Below(t.Disk)
 		for _, on := range all {
-			if on.Name != t.Name && (t.Damaged != "" || t.Disk.ReadsFrom(on.Dir)) { // it may lie on any
+			if on.Name != t.Name && (t.Damaged != "" || slices.Contains(below, on.Name)) { // it may lie on any
 				users[on.Name] = append(users[on.Name], "snapshot "+t.Name)
 			}
 		}
 	}
 	return all, users, err
+}
+
+// needs returns the names of the templates and snapshots without which v could not go on from where
+// it is to, or read its disk.
+func (m *Manager) needs(v VM) []string {
+	on := m.Templates.Below(v.Base)
+	if v.Template != "" && !slices.Contains(on, v.Template) { // a whole disk, made of that one's
+		on = append(on, v.Template)
+	}
+	return on
 }
 
 // RemoveTemplate removes the template of that name. errs.Conflict if the disks of VMs lie on it.

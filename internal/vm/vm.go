@@ -214,6 +214,11 @@ type Dirs interface {
 	// Keep makes two empty files in the directory for the VM's machine to be saved in, in the
 	// place of earlier ones.
 	Keep(id string) (memory, state *os.File, err error)
+	// Seal records what has been saved in them, and has that survive a power cut; the files have
+	// been synced.
+	Seal(id string) error
+	// CheckKept tells whether they are not any more what they were.
+	CheckKept(id string) error
 	// Kept is what has been saved in them.
 	Kept(id string) hypervisor.Saved
 	// DropKept removes them. Finding none is success.

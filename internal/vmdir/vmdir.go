@@ -14,9 +14,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/disk"
 	"banger/internal/errs"
 	"banger/internal/host"
 	"banger/internal/hypervisor"
+	"banger/internal/image/shelf"
 	"banger/internal/vm"
 )
 
@@ -94,6 +96,59 @@ func (d Dirs) Keep(id string) (memory, state *os.File, err error) {
 		return nil, nil, errors.Join(err, memory.Close())
 	}
 	return memory, state, nil
+}
+
+// sumsFile tells what the two were.
+const sumsFile = "sums"
+
+// Seal implements vm.Dirs.
+func (d Dirs) Seal(id string) error {
+	sums, err := d.sums(id)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(d.Path(id), keptDir)
+	f, err := os.OpenFile(filepath.Join(dir, sumsFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(sums)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close(), shelf.SyncDir(dir), shelf.SyncDir(d.Path(id)))
+}
+
+// CheckKept implements vm.Dirs.
+func (d Dirs) CheckKept(id string) error {
+	was, err := os.ReadFile(filepath.Join(d.Path(id), keptDir, sumsFile))
+	if errors.Is(err, fs.ErrNotExist) { // kept by an earlier banger
+		return nil
+	}
+	var now string
+	if err == nil {
+		now, err = d.sums(id)
+	}
+	if err == nil && now != string(was) {
+		err = errors.New("what was kept of its machine has changed since")
+	}
+	return err
+}
+
+func (d Dirs) sums(id string) (text string, err error) {
+	kept := d.Kept(id)
+	for _, path := range []string{kept.Memory, kept.State} {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", err
+		}
+		sum, err := disk.Sum(f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return "", err
+		}
+		text += fmt.Sprintf("%08x %s\n", sum, filepath.Base(path))
+	}
+	return text, nil
 }
 
 // Kept implements vm.Dirs.
