@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -130,13 +132,20 @@ func (b *banger) machines() []string {
 
 // processes returns the command lines of the processes that work on this banger's state,
 // other than the test itself, and whose program's name begins with prefix.
-func (b *banger) processes(prefix string) (found []string) {
+func (b *banger) processes(prefix string) []string {
+	return slices.Collect(maps.Values(b.byPID(prefix)))
+}
+
+// byPID is processes with the processes' ids.
+func (b *banger) byPID(prefix string) map[int]string {
+	found := map[int]string{}
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	for _, dir := range dirs {
-		if filepath.Base(dir) == strconv.Itoa(os.Getpid()) {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
@@ -153,7 +162,7 @@ func (b *banger) processes(prefix string) (found []string) {
 		}
 		name := filepath.Base(string(bytes.SplitN(line, []byte{0}, 2)[0]))
 		if strings.HasPrefix(name, prefix) && (strings.HasPrefix(cwd, b.state+"/") || bytes.Contains(line, []byte(b.state+"/")) || bytes.Contains(environ, []byte("BANGER_STATE_DIR="+b.state+"\x00"))) {
-			found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
+			found[pid] = strings.ReplaceAll(string(line), "\x00", " ")
 		}
 	}
 	return found

@@ -55,3 +55,17 @@ func testKVM(t *testing.T, backend string) {
 		t.Errorf("after the daemon's death it calls itself %q", got)
 	}
 }
+
+// What a guest has in its memory goes on with KVM as it does without.
+func TestKVMMemoryGoesOn(t *testing.T) {
+	if kvm := host.ProbeKVM("/"); !kvm.Usable {
+		t.Skipf("SKIP: no KVM: %s", kvm.Reason)
+	}
+	t.Run("qemu", func(t *testing.T) {
+		memoryGoesOn(t, newBanger(t), "--net", "none", "--backend", "qemu", "--accel", "kvm")
+	})
+	t.Run("firecracker", func(t *testing.T) {
+		needFirecracker(t)
+		memoryGoesOn(t, newBanger(t), "--net", "none", "--backend", "firecracker")
+	})
+}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,9 +26,11 @@ const count = "echo >/run/ask; cat /run/tell"
 
 // What a guest has in its memory goes on: in VMs of a snapshot, in live copies, and in the VM itself
 // after it was suspended and the daemon killed. Each copy is another machine.
-func TestMemoryGoesOn(t *testing.T) {
-	b := newBanger(t)
-	a := b.vm("--net", "none")
+func TestMemoryGoesOn(t *testing.T) { memoryGoesOn(t, newBanger(t), "--net", "none") }
+
+func memoryGoesOn(t *testing.T, b *banger, flags ...string) {
+	t.Helper()
+	a := b.vm(flags...)
 	b.ok("exec", a, "--", "sh", "-c", counting)
 	next := func(name, want string) {
 		t.Helper()
@@ -80,13 +83,52 @@ func TestMemoryGoesOn(t *testing.T) {
 		}
 	}
 
-	b.refused(1, []string{"in use by", "later"}, "snapshot", "rm", "ready")
-	b.ok("rm", "-f", "later")
-	b.ok("snapshot", "rm", "ready")
-	b.ok("rm", "-f", a, copies[0], copies[1])
+	b.ok("create", "--name", "waits", "--from", "ready")
+	b.refused(1, []string{"in use by", "waits"}, "snapshot", "rm", "ready")
+	b.ok("snapshot", "prune", "-y")
+	b.ok("start", "waits")
+	next("waits", "2")
+	b.ok("snapshot", "prune", "-y") // nothing needs it any more, those who went on from it included
 	if left, err := os.ReadDir(filepath.Join(b.state, "templates")); err == nil && len(left) > 0 {
 		t.Errorf("left is %v", left)
 	}
+	next("later", "3")
+	b.ok("restart", "later", "waits")
+	b.ok("rm", "-f", a, "later", "waits", copies[0], copies[1])
+	if left, err := os.ReadDir(filepath.Join(b.state, "templates")); err == nil && len(left) > 0 {
+		t.Errorf("left is %v", left)
+	}
+}
+
+// However long a chain of snapshots of VMs of snapshots gets, memory and disk go on, and no disk lies
+// deeper than the first.
+func TestSnapshotsTenDeep(t *testing.T) {
+	if !*long {
+		t.Skip("SKIP: it takes minutes; make test-long runs it")
+	}
+	b := newBanger(t)
+	name := b.counter("--name", "generation-0")
+	for i := 1; i <= 10; i++ {
+		b.countsTo(name, strconv.Itoa(i))
+		b.ok("exec", name, "--", "sh", "-c", fmt.Sprintf("echo %s >>/root/lines; sync", name))
+		kept, next := fmt.Sprintf("kept-%d", i), fmt.Sprintf("generation-%d", i)
+		b.ok("snapshot", name, kept)
+		b.ok("run", "-d", "--name", next, "--from", kept)
+		b.ok("stop", name)
+		b.whole(name)
+		b.ok("rm", name)
+		b.ok("snapshot", "rm", kept)
+		name = next
+	}
+	b.countsTo(name, "11")
+	if got := b.ok("exec", name, "--", "cat", "/root/lines"); strings.Count(got, "generation-") != 10 {
+		t.Errorf("its disk has %q", got)
+	}
+	if deep := b.inspect(name).Disk; deep.AllocatedBytes > 64<<20 {
+		t.Errorf("its disk is %+v", deep)
+	}
+	b.ok("stop", name)
+	b.whole(name)
 }
 
 // freePort finds a port of this host's that nobody is given who does not ask for it.

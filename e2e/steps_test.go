@@ -40,7 +40,7 @@ func makeFaulty(b *banger) *faulty {
 	return f
 }
 
-// order has the nth step from now on fail, or kill the daemon.
+// order has the nth step from now on fail, or kill the daemon, or halt it.
 func (f *faulty) order(how string, n int) {
 	f.t.Helper()
 	if d, err := f.client().Daemon(f.t.Context()); err == nil && how == "kill" {
@@ -198,7 +198,7 @@ func (b *banger) consistent() map[string]api.VM {
 			if line, err := os.ReadFile("/proc/" + strconv.Itoa(v.PID) + "/cmdline"); err != nil || !strings.Contains(string(line), v.ID) {
 				b.t.Errorf("%s is %s with process %d, which is %q, %v", name, v.State, v.PID, line, err)
 			}
-		case api.StateStopped, api.StateFailed:
+		case api.StateStopped, api.StateFailed, api.StateSuspended:
 			if v.PID != 0 {
 				b.t.Errorf("%s is %s with process %d", name, v.State, v.PID)
 			}

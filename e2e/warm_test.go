@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/api"
 )
 
@@ -135,6 +137,19 @@ func TestWarmVMs(t *testing.T) {
 	}
 	b.refused(1, []string{"in use by", "c0"}, "template", "rm", ts[0].Name)
 	b.works("c0")
+	if os.Getenv(inside) != "" { // they are on a bridge
+		b.server("c0", "80")
+		for what, heard := range map[string]string{
+			"the host": says(b.ip("c0")+":80", patience), "a clone": b.hears("c1", "c0.vm", "80", "20"),
+		} {
+			if heard != "I am c0" {
+				t.Errorf("a clone says %q to %s", heard, what)
+			}
+		}
+		if got := b.fetch("c1"); got != "hello "+hostOnLAN {
+			t.Errorf("a server on the LAN says %q to a clone", got)
+		}
+	}
 	b.ok("stop", "c0")
 	b.refused(1, []string{"can't be started warm"}, "start", "--warm", "c0")
 	b.ok("start", "c0")
@@ -146,7 +161,8 @@ func TestWarmVMs(t *testing.T) {
 	}
 }
 
-// works has a VM write to its disk, measure time and talk over its network.
+// works has a VM write to its disk, measure time, and use both its CPUs, its console and its source
+// of randomness.
 func (b *banger) works(name string) {
 	b.t.Helper()
 	sums := strings.Fields(b.ok("exec", name, "--", "sh", "-c", `echo kept >/root/written
@@ -159,6 +175,12 @@ func (b *banger) works(name string) {
 	b.ok("exec", name, "--", "sleep", "2")
 	if took := time.Since(begin); took < 1900*time.Millisecond || took > 10*time.Second {
 		b.t.Errorf("2 seconds took %v", took)
+	}
+	b.ok("exec", name, "--", "sh", "-c", "echo seen on the console >/dev/console")
+	eventually(b.t, "the console is logged", func() bool { return strings.Contains(b.ok("logs", name), "seen on the console") })
+	const draw = "head -c 16 /dev/hwrng | md5sum"
+	if one, other := b.ok("exec", name, "--", "sh", "-c", draw), b.ok("exec", name, "--", "sh", "-c", draw); one == other {
+		b.t.Errorf("twice %s drew %q", name, one)
 	}
 	if cpus := strings.TrimSpace(b.ok("exec", name, "--", "grep", "-c", "^processor", "/proc/cpuinfo")); cpus != "2" {
 		b.t.Errorf("%s CPUs", cpus)
@@ -189,7 +211,7 @@ func TestTemplatesFailSilently(t *testing.T) {
 	}
 }
 
-// flip changes one bit in the first data of a file.
+// flip changes one bit of a file's data.
 func flip(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -197,16 +219,20 @@ func flip(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	at, err := f.Seek(100<<10, 3) // SEEK_DATA
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := f.Seek(min(100<<10, info.Size()/2), unix.SEEK_DATA)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, at+100); err != nil {
+	if _, err := f.ReadAt(b, at); err != nil {
 		t.Fatal(err)
 	}
 	b[0] ^= 4
-	if _, err := f.WriteAt(b, at+100); err != nil {
+	if _, err := f.WriteAt(b, at); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -36,7 +36,7 @@ var suites = []suite{
 	{pkg: "internal/hypervisor/qemu", tests: "KVM", limit: 15 * time.Minute},
 	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", limit: 15 * time.Minute},
 	{pkg: "internal/hypervisor/proof", tests: "KVM", short: true, limit: 5 * time.Minute},
-	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|DeviceMapper|Firecracker$|FirecrackerWarm|FirecrackerSettings", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
+	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|DeviceMapper|Firecracker$|FirecrackerWarm|FirecrackerSettings|ConnectionsOutlive", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
 	{pkg: "e2e/installed", tests: "TestPackage", limit: 15 * time.Minute},
 }
 
