@@ -112,7 +112,11 @@ func (m *Manager) saveStill(ctx context.Context, v VM, r *running, memory *os.Fi
 	if err == nil {
 		volume, err = m.Disks.Copy(ctx, v.Disk, disk.Home{ID: v.ID, Dir: stage.Dir})
 	}
-	if agreed := m.agree(ctx, v.ID, r); agreed != nil {
+	agreed := m.agree(ctx, v.ID, r)
+	if agreed != nil { // to stand still is worse than to be told twice to go on
+		agreed = m.agree(ctx, v.ID, r)
+	}
+	if agreed != nil {
 		_, told := m.update(context.WithoutCancel(ctx), v.ID, "not resumed", func(x *VM) error {
 			return x.To(Paused, "it did not go on after it was saved; banger resume "+x.Name+" tries again")
 		})
@@ -244,7 +248,8 @@ func (m *Manager) layOnSnapshot(v VM) (VM, error) {
 		return v, err
 	}
 	v.Base, v.Template, v.Pristine = t.Disk, t.Name, true
-	return v, m.Templates.Use(t)
+	m.used(t)
+	return v, nil
 }
 
 // fromSnapshot starts a VM whose guest has not run since the snapshot that it is of.

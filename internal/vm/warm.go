@@ -172,9 +172,7 @@ func (m *Manager) layOnTemplate(ctx context.Context, req Request, v VM, img imag
 	switch {
 	case err == nil:
 		v.Base, v.Template, v.Pristine = t.Disk, t.Name, true
-		if err := m.Templates.Use(t); err != nil { // it is evicted sooner than it should be
-			m.Log.Warn("record that a template is used", "template", t.Name, "err", err)
-		}
+		m.used(t)
 	case boot == Warm:
 		return v, errs.New(errs.Unavailable, "there is no template from which this VM could start warm").Because(err).
 			Try("banger template build %s, with the flags given here, makes one", v.Spec.Image)
@@ -182,6 +180,13 @@ func (m *Manager) layOnTemplate(ctx context.Context, req Request, v VM, img imag
 		m.Log.Debug("look for a template", "vm", v.ID, "err", err)
 	}
 	return v, nil
+}
+
+// used records that a VM goes on from a template, for those that are used least go first.
+func (m *Manager) used(t template.Template) {
+	if err := m.Templates.Use(t); err != nil {
+		m.Log.Warn("record that a template is used", "template", t.Name, "err", err)
+	}
 }
 
 // distrust has no VM go on from a template any more. Its disk stays for those that lie on it.
