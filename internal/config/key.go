@@ -71,7 +71,7 @@ var Keys = []Key{
 	{Name: "template_budget", Example: `"10G"`, Daemon: true, set: setTemplateBudget,
 		Doc: "How much of the disk the templates may take that VMs start warm from. With \"0\" none are made or used."},
 	{Name: "pool", Example: `["debian=1"]`, list: true, Daemon: true, set: setPool,
-		Doc: "How many VMs of which images are kept started and paused, for run and create to take at once where nothing is asked of the machine."},
+		Doc: "How many VMs of which images are kept started and paused, for run and create to take at once where nothing is asked of the machine; banger pool ls tells how many are ready."},
 	{Name: "pool_memory", Example: `"1G"`, Daemon: true, set: setPoolMemory,
 		Doc: "How much memory the guests of such VMs may have together."},
 	{Name: "firecracker_disk_io", Example: `"sync"`, Daemon: true, set: setDiskIO,
