@@ -25,7 +25,7 @@ test: deps build guests check ## set up what is missing, then pass every test, V
 	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m ./...
 
 test-long: deps build guests ## what takes long: 200 crashes of the daemon among random verbs; Docker in a VM; Debian as a container image; a warm Debian at work; warm starts cut short at each step, 200 clones, damage to what is saved of machines; commands of a build on a full disk
-	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 60m -v -run 'TestRandomVerbsAndCrashes|TestDocker|TestDebianAsAContainerImage|TestAWarmDebianWorks|TestEveryStepOfAWarmStart|TestEveryStepOfFillingThePool|TestClonesAreIndividuals|TestFlippedBits|TestWhatIsSavedStaysWithItsHost|TestSnapshotsTenDeep|TestImageCommandsOnAFullDisk' ./e2e -rounds 200 -long
+	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 60m -v -run 'TestRandomVerbsAndCrashes|TestDocker|TestDebianAsAContainerImage|TestAWarmDebianWorks|TestEveryStepOfAWarmStart|TestEveryStepOfFillingThePool|TestClonesAreIndividuals|TestFlippedBits|TestWhatIsSavedStaysWithItsHost|TestSnapshotsTenDeep|TestABaseImageThatIsGone|TestImageCommandsOnAFullDisk' ./e2e -rounds 200 -long
 	@$(MAKE) deb
 	go test -count=1 -v -run TestDeb ./packaging
 

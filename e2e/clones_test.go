@@ -77,7 +77,7 @@ func (b *banger) whole(name string) {
 // own, each disk is whole, and of none is anything left.
 func TestClonesAreIndividuals(t *testing.T) {
 	if !*long {
-		t.Skip("SKIP: it takes minutes; make test-long runs it")
+		t.Skip("SKIP: make test-long runs it")
 	}
 	b := warm(t)
 	all := &individuals{b, map[string]string{}}

@@ -64,7 +64,7 @@ func TestAMachineForWhichThereIsNoRoom(t *testing.T) {
 // it. A VM of a template boots then; what can't boot, because it was in use, says why.
 func TestFlippedBits(t *testing.T) {
 	if !*long {
-		t.Skip("SKIP: it takes minutes; make test-long runs it")
+		t.Skip("SKIP: make test-long runs it")
 	}
 	b := warm(t)
 	files := []string{"memory", "state", "root.qcow2", "template.json", "template.sum"}
@@ -116,7 +116,7 @@ func (b *banger) elsewhere(path string, content []byte) {
 // and all is well again once it is back.
 func TestWhatIsSavedStaysWithItsHost(t *testing.T) {
 	if !*long {
-		t.Skip("SKIP: it takes minutes; make test-long runs it")
+		t.Skip("SKIP: make test-long runs it")
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("SKIP: it takes root to replace files of the host")
@@ -170,6 +170,9 @@ func TestWhatIsSavedStaysWithItsHost(t *testing.T) {
 // A base image that is gone is missed by what goes on from a snapshot, and said to be; a VM that only
 // wants the image has never known it.
 func TestABaseImageThatIsGone(t *testing.T) {
+	if !*long {
+		t.Skip("SKIP: make test-long runs it")
+	}
 	state := t.TempDir()
 	b := bangerWithImage(t, state)
 	b.ok("image", "ls")
