@@ -162,6 +162,7 @@ func TestWhatIsSavedStaysWithItsHost(t *testing.T) {
 	}
 	b.ok("run", "-d", "--name", "later", "--from", "kept")
 	b.countsTo("later", "1")
+	b.ok("snapshot", "rm", "kept")
 	b.ok("resume", away)
 	b.countsTo(away, "1")
 	b.countsTo(a, "1")

@@ -94,13 +94,16 @@ func (s *splitter) fail(format string, a ...any) {
 	}
 }
 
-// read takes n bytes of the stream.
+// read takes n bytes of the stream, which stay what they are until the next are read.
 func (s *splitter) read(n int) []byte {
-	b := make([]byte, n)
 	if s.err == nil {
-		_, s.err = io.ReadFull(s.in, b)
+		var b []byte
+		if b, s.err = s.in.Peek(n); s.err == nil {
+			_, s.err = s.in.Discard(n)
+			return b
+		}
 	}
-	return b
+	return make([]byte, n)
 }
 
 // keep takes n bytes and passes them on.
