@@ -198,3 +198,24 @@ func TestABaseImageThatIsGone(t *testing.T) {
 	b.ok("snapshot", "rm", "kept")
 	b.ok("image", "rm", "tiny")
 }
+
+// whole checks the filesystem on the disk of a VM that does not run.
+func (b *banger) whole(name string) {
+	b.t.Helper()
+	raw := filepath.Join(b.t.TempDir(), "raw")
+	v := b.inspect(name)
+	disks, err := filepath.Glob(filepath.Join(v.Directory, "root.*"))
+	if err != nil || len(disks) != 1 {
+		b.t.Fatalf("%s has the disks %q, %v", name, disks, err)
+	}
+	format := strings.TrimPrefix(filepath.Ext(disks[0]), ".")
+	if out, err := exec.Command("qemu-img", "convert", "-f", format, "-O", "raw", disks[0], raw).CombinedOutput(); err != nil {
+		b.t.Fatalf("qemu-img convert %s: %v\n%s", disks[0], err, out)
+	}
+	if out, err := exec.Command("e2fsck", "-fn", raw).CombinedOutput(); err != nil {
+		b.t.Errorf("the disk of %s: %v\n%s", name, err, out)
+	}
+	if err := os.Remove(raw); err != nil {
+		b.t.Error(err)
+	}
+}
