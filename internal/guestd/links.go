@@ -19,11 +19,13 @@ import (
 // SetLinks brings loopback and the given interfaces up with exactly the given global
 // addresses, waiting for interfaces that have not appeared yet.
 func (l *Linux) SetLinks(ctx context.Context, links []proto.Link) error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("loopback: %w", err)
+	if bare := l.bare; bare != nil { // a clone's, which are up
+		l.bare = nil
+		if relink(bare, links) == nil {
+			return nil
+		}
 	}
-	if err := netlink.LinkSetUp(lo); err != nil {
+	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("loopback: %w", err)
 	}
 	if len(links) == 0 {
@@ -39,6 +41,14 @@ func (l *Linux) SetLinks(ctx context.Context, links []proto.Link) error {
 		}
 	}
 	return nil
+}
+
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
 }
 
 // awaitLinks returns the interfaces in the order of links.
@@ -157,21 +167,6 @@ func isDefault(dst *net.IPNet) bool {
 	}
 	ones, _ := dst.Mask.Size()
 	return ones == 0
-}
-
-// dropLinks takes all interfaces but loopback down, with which they lose routes, neighbours and
-// their IPv6 link addresses, and takes their other addresses away.
-func dropLinks() error {
-	all, err := netlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
-	}
-	for _, link := range all {
-		if link.Attrs().Flags&net.FlagLoopback == 0 {
-			err = errors.Join(err, setAddresses(link, nil), netlink.LinkSetDown(link))
-		}
-	}
-	return err
 }
 
 // setMAC gives a clone's interface the address that its host knows it by. Down in between, it

@@ -24,6 +24,10 @@ type Linux struct {
 	oom *os.File // /proc/self/oom_score_adj, nil where it may not be changed
 	mu  sync.Mutex
 	n   int // starts under way
+
+	// bare are the interfaces that Shed has left, by their hardware addresses, unless SetLinks
+	// was called since.
+	bare map[string]bareLink
 }
 
 // OOM scores: -1000 is never killed, 0 is the default.
@@ -87,20 +91,25 @@ func (l *Linux) SetTime(t time.Time) error {
 
 // AddEntropy credits random bytes to the kernel's pool and has it used at once.
 func (l *Linux) AddEntropy(random []byte) error {
-	f, err := os.OpenFile("/dev/random", os.O_WRONLY, 0)
+	const pool = "/dev/random"
+	fd, err := unix.Open(pool, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: pool, Err: err}
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	// struct rand_pool_info: bits of entropy, size in bytes, the bytes.
 	info := make([]byte, 8+len(random))
 	binary.NativeEndian.PutUint32(info, uint32(8*len(random)))
 	binary.NativeEndian.PutUint32(info[4:], uint32(len(random)))
 	copy(info[8:], random)
-	if err := ioctl(f, unix.RNDADDENTROPY, unsafe.Pointer(&info[0])); err != nil {
-		return err
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0])))
+	if errno == 0 {
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.RNDRESEEDCRNG, 0)
 	}
-	return ioctl(f, unix.RNDRESEEDCRNG, nil)
+	if errno != 0 {
+		return &os.PathError{Op: "ioctl", Path: pool, Err: errno}
+	}
+	return nil
 }
 
 // FIFREEZE and FITHAW, _IOWR('X', 119, int) and 120.

@@ -13,15 +13,17 @@ import (
 	"time"
 )
 
-// Shed has the kernel and that init be as a clone finds them best: its interfaces down and
-// without addresses, a file of ours in the place of the boot id, and no journal running.
+// Shed has the kernel and that init be as a clone finds them best: its interfaces without
+// addresses, a file of ours in the place of the boot id, and no journal running.
 func (l *Linux) Shed(init string) error {
 	awaitIdle() // before the journal rests, which it does not for long
 	id, err := os.ReadFile(kernelBootID)
 	if err == nil {
 		err = l.SetBootID(strings.TrimSpace(string(id)))
 	}
-	return errors.Join(err, dropLinks(), l.restJournal(init))
+	var bared error
+	l.bare, bared = bareLinks()
+	return errors.Join(err, bared, l.restJournal(init))
 }
 
 // A machine is idle when its CPUs had little to do for a while. Nothing tells when that is so.
