@@ -42,9 +42,9 @@ type Agent struct {
 type identity struct {
 	vmID       string
 	configured bool
-	ssh        *sshIdentity
-	env        []string // of every command
-	net        string   // what it said of the network
+	ssh        func() (*sshIdentity, error)
+	env        []string        // of every command
+	net        proto.Configure // of which what it said of the network counts
 }
 
 // configuredEnv is what every command finds in its environment.

@@ -2,6 +2,7 @@ package guestd
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,7 +30,13 @@ func (a *Agent) shed() error {
 	a.conf.Lock()
 	defer a.conf.Unlock()
 	a.dropInherited()
-	err := a.System.Shed(a.Init)
+	// The shortest name there is: those of clones are written over it, and to shorten a file takes
+	// more than to lengthen it.
+	if err := a.writeFiles(proto.Configure{Hostname: "x"}); err != nil {
+		a.Log.Printf("shed: %v", err)
+	}
+	err := a.rehearse() // what that leaves behind comes to rest with the machine
+	err = errors.Join(err, a.System.Shed(a.Init))
 	a.System.Sync()
 	runtime.GC() // so that a clone's agent is not about to
 	return err
@@ -118,26 +125,20 @@ const (
 
 // SetBootID puts a file in the place of the kernel's.
 func (l *Linux) SetBootID(id string) error {
+	text := []byte(id + "\n")
+	if err := overwrite(kernelBootID, text, len(text)); err == nil { // it is that file already
+		return nil
+	}
 	if err := os.MkdirAll(filepath.Dir(bootIDFile), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(bootIDFile, []byte(id+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(bootIDFile, text, 0o644); err != nil {
 		return err
-	}
-	if isMounted(kernelBootID, bootIDFile) { // a clone of a clone
-		return nil
 	}
 	if err := unix.Mount(bootIDFile, kernelBootID, "", unix.MS_BIND, ""); err != nil {
 		return &os.PathError{Op: "mount", Path: kernelBootID, Err: err}
 	}
 	return nil
-}
-
-// isMounted tells whether one path shows another's file.
-func isMounted(at, file string) bool {
-	a, errA := os.Stat(at)
-	f, errF := os.Stat(file)
-	return errA == nil && errF == nil && os.SameFile(a, f)
 }
 
 // Sync has all that was written to files be on their disks.

@@ -63,8 +63,12 @@ func TestAMachineShedsBeforeItIsSaved(t *testing.T) {
 	if _, err := os.Stat(seed); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("it would be saved with its seed: %v", err)
 	}
-	w.configure(t, proto.Configure{VMID: "v2", Hostname: "clone", MachineID: machineID,
+	wantFile(t, w.root+"/etc/hostname", "x\n") // over which any name can be written without the file becoming shorter
+	// Its keys are read when somebody wants to come in by SSH.
+	w.configure(t, proto.Configure{VMID: "v2", Hostname: "clone", MachineID: machineID, SSHHostKey: "no key",
 		Clone: &proto.Clone{BootID: "5f0c7a86-33ad-4c1c-9d4b-1d0f8e6f3a11", Shed: true}})
+	wantFile(t, w.root+"/etc/hostname", "clone\n")
+	wantFile(t, w.root+"/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\tclone\n")
 	select {
 	case <-w.system.journal:
 		t.Error("the journal of a clone was ended again")

@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"banger/internal/errs"
@@ -28,9 +30,11 @@ func (a *Agent) configure(c proto.Configure) error {
 	if err := checkConfigure(c); err != nil {
 		return err
 	}
-	ssh, err := newSSHIdentity(c.SSHHostKey, c.AuthorizedKeys)
-	if err != nil {
-		return errs.New(errs.Invalid, "the SSH keys for the guest").Because(err)
+	ssh := sync.OnceValues(func() (*sshIdentity, error) { return newSSHIdentity(c.SSHHostKey, c.AuthorizedKeys) })
+	if c.Clone == nil { // whose user waits, and may never want it
+		if _, err := ssh(); err != nil {
+			return errs.New(errs.Invalid, "the SSH keys for the guest").Because(err)
+		}
 	}
 	if err := a.configureKernel(c); err != nil {
 		return err
@@ -56,20 +60,27 @@ func (a *Agent) configure(c proto.Configure) error {
 	if c.Clone != nil {
 		a.becomeAnother(*c.Clone)
 	}
-	net := fmt.Sprint(c.Links, c.Nameservers, c.Search)
-	if was.configured && was.net != net {
+	if was.configured && !sameNet(was.net, c) {
 		go a.System.ReloadNetwork(a.Init) // which may take seconds, and changes nothing of what is set already
 	}
 	if c.Clone != nil {
 		a.runHooks(c)
 	}
 	a.mu.Lock()
-	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env, net: net}
+	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env, net: c}
 	a.mu.Unlock()
 	if !was.configured && a.Configured != nil {
 		a.Configured()
 	}
 	return nil
+}
+
+// sameNet tells whether two configures say the same of the network.
+func sameNet(a, b proto.Configure) bool {
+	same := func(x, y proto.Link) bool {
+		return x.MAC == y.MAC && slices.Equal(x.Addresses, y.Addresses) && x.Gateway == y.Gateway && x.MTU == y.MTU
+	}
+	return slices.EqualFunc(a.Links, b.Links, same) && slices.Equal(a.Nameservers, b.Nameservers) && slices.Equal(a.Search, b.Search)
 }
 
 // checkConfigure refuses what would break the files it is written to.

@@ -1,7 +1,6 @@
 package guestd
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log"
@@ -40,8 +39,11 @@ func startAgent(init string) (pid, ready int, err error) {
 	}
 	defer unix.Close(pipe[1])
 	pid, err = syscall.ForkExec("/proc/self/exe", []string{agentName, init}, &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   []string{"PATH=" + rootPath, "HOME=/"},
+		Dir: "/",
+		// Code that is being translated for the first time takes so long that the runtime would
+		// stop it by a signal again and again, whose handling is translated then too. Nothing
+		// here computes for long without a call.
+		Env:   []string{"PATH=" + rootPath, "HOME=/", "GODEBUG=asyncpreemptoff=1"},
 		Files: []uintptr{0, 1, 2, uintptr(pipe[1])},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
@@ -101,7 +103,7 @@ func RunAgent(argv []string) error {
 	system := NewLinux()
 	// Loopback needs no word of the host's, which takes a while to come. Configure tells if
 	// this fails, for it does the same again.
-	go func() { _ = system.SetLinks(context.Background(), nil) }()
+	go func() { _ = loopbackUp() }()
 	a := New(Config{
 		Root:   "/",
 		Init:   argv[1],

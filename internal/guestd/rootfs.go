@@ -95,7 +95,7 @@ func (r rootfs) write(name string, data []byte, mode os.FileMode) error {
 		return err
 	}
 	if old != nil && max(len(old), len(data)) <= inPlace {
-		return overwrite(path, data)
+		return overwrite(path, data, len(old))
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -114,14 +114,14 @@ func (r rootfs) write(name string, data []byte, mode os.FileMode) error {
 	return err
 }
 
-// overwrite has a file be never empty: a program may read it at any moment.
-func overwrite(path string, data []byte) error {
+// overwrite has a file that had so many bytes be never empty: a program may read it at any moment.
+func overwrite(path string, data []byte, had int) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
-	if err == nil {
+	if err == nil && len(data) < had {
 		err = f.Truncate(int64(len(data)))
 	}
 	return errors.Join(err, f.Close())

@@ -70,10 +70,14 @@ func (a *Agent) sshConfig(id *sshIdentity) *ssh.ServerConfig {
 // serveSSH is one SSH connection.
 func (a *Agent) serveSSH(s *channel.Stream) {
 	a.mu.Lock()
-	id := a.id.ssh
+	identity := a.id.ssh
 	a.mu.Unlock()
+	if identity == nil {
+		identity = func() (*sshIdentity, error) { return nil, nil }
+	}
+	id, err := identity()
 	if id == nil {
-		a.Log.Printf("ssh: refused, no host key is configured")
+		a.Log.Printf("ssh: refused, no host key is configured: %v", err)
 		return
 	}
 	timer := time.AfterFunc(sshHandshakeTimeout, func() { s.Reset() })

@@ -362,7 +362,8 @@ func (m *Manager) configure(ctx context.Context, v VM, g Guest, from *origin) er
 	c := proto.Configure{
 		VMID: v.ID, Hostname: v.Name, MachineID: v.MachineID, Env: v.Spec.Env,
 		SSHHostKey: v.HostKey, AuthorizedKeys: m.AuthorizedKeys,
-		UnixNanos: time.Now().UnixNano(), Entropy: entropy, GrowRoot: true,
+		UnixNanos: time.Now().UnixNano(), Entropy: entropy,
+		GrowRoot: from == nil, // what was saved has grown
 	}
 	c.Links, c.Nameservers = m.guestNet(v)
 	if from != nil && from.of != nil {

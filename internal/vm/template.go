@@ -207,6 +207,10 @@ func templateName(image string) string {
 	return strings.Trim(label[:min(len(label), 40)], "-") + "-" + randomHex(4)
 }
 
+// hangupNoticed is how long an agent is given to find out that its session is over, and to wait for
+// the next: nothing tells, and else each clone would have to.
+const hangupNoticed = 250 * time.Millisecond
+
 // saveInto saves the machine of v with its disk, and leaves it paused.
 func (m *Manager) saveInto(ctx context.Context, v VM, stage *template.Stage) (disk.Volume, error) {
 	r, err := m.machineOf(v)
@@ -219,6 +223,13 @@ func (m *Manager) saveInto(ctx context.Context, v VM, stage *template.Stage) (di
 	}
 	if err == nil { // a session that is saved would have to be found out to be over first
 		err = g.Close()
+	}
+	if err == nil {
+		select {
+		case <-time.After(hangupNoticed):
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 	}
 	if err == nil {
 		err = r.machine.Save(ctx, stage.Memory, stage.State)
