@@ -109,9 +109,14 @@ func (w *world) become(id string, state vm.State) {
 // within waits a second for something to hold.
 func (w *world) within(what string, holds func() bool) {
 	w.Helper()
-	for limit := time.Now().Add(time.Second); !holds(); time.Sleep(time.Millisecond) {
-		if time.Now().After(limit) {
-			w.Fatalf("%s: not after a second; the hosts file is\n%s", what, w.hosts())
+	w.until(time.Second, what, holds)
+}
+
+func (w *world) until(limit time.Duration, what string, holds func() bool) {
+	w.Helper()
+	for deadline := time.Now().Add(limit); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.Fatalf("%s: not after %s; the hosts file is\n%s", what, limit, w.hosts())
 		}
 	}
 }
@@ -191,6 +196,46 @@ func TestNamesAfterACrash(t *testing.T) {
 	n = w.open()
 	w.within("the hosts file", func() bool { return w.hosts() == "127.0.0.1 localhost\n" })
 	w.ok(n.close())
+}
+
+// A command that publishes is called by the next daemon for what it missed, and one that hangs
+// keeps nobody from the name server's answers, nor the daemon from its end.
+func TestNamesByACommand(t *testing.T) {
+	w := newWorld(t)
+	const patience = 20 * time.Second // for programs that are started, on a busy machine
+	dir := t.TempDir()
+	script := "#!/bin/sh\n[ ! -e " + dir + "/hang ] || exec sleep 1000\ncase $1 in set) echo $3 >" + dir + "/$2 ;; del) rm -f " + dir + "/$2 ;; esac\n"
+	tool := filepath.Join(t.TempDir(), "tool")
+	w.ok(os.WriteFile(tool, []byte(script), 0o755))
+	w.config.DNS.Publish, w.config.DNS.Exec = "exec", []string{tool}
+	knows := func(want string) func() bool {
+		return func() bool {
+			found, err := filepath.Glob(filepath.Join(dir, "*.vm"))
+			w.ok(err)
+			var all []string
+			for _, f := range found {
+				all = append(all, filepath.Base(f))
+			}
+			return strings.Join(all, " ") == want
+		}
+	}
+	n := w.open()
+	w.create("aa", "web", vm.Running, thisBoot)
+	w.until(patience, "it is told", knows("web.vm"))
+	w.crash(n)
+	w.ok(w.store.Delete(t.Context(), "aa", "rm"))
+	w.create("bb", "db", vm.Running, thisBoot)
+	n = w.open()
+	w.until(patience, "the next daemon tells it", knows("db.vm"))
+	w.ok(os.WriteFile(filepath.Join(dir, "hang"), nil, 0o600))
+	w.create("cc", "web", vm.Running, thisBoot)
+	w.until(patience, "it is served all the same", func() bool { return w.resolves(n, "web.vm") == "172.30.0.2" })
+	w.crash(n) // which waits for no command
+	w.ok(os.Remove(filepath.Join(dir, "hang")))
+	n = w.open()
+	w.until(patience, "what it missed is told", knows("db.vm web.vm"))
+	w.ok(n.close())
+	w.until(patience, "all is taken back", knows(""))
 }
 
 // The census sees our lines, and none of what has just been removed.
