@@ -24,9 +24,10 @@ type fakeSystem struct {
 	set      int // times the clock was set
 	entropy  []byte
 	links    []proto.Link
+	linked   int // times they were set
 	frozen   bool
 	shutdown chan string
-	reloaded chan string
+	reloaded chan bool // whether with the resolver
 	journal  chan string
 	bootID   string
 	synced   int
@@ -34,22 +35,22 @@ type fakeSystem struct {
 }
 
 func newFakeSystem() *fakeSystem {
-	return &fakeSystem{now: time.Unix(1_000_000, 0), shutdown: make(chan string, 1), reloaded: make(chan string, 1), journal: make(chan string, 1)}
+	return &fakeSystem{now: time.Unix(1_000_000, 0), shutdown: make(chan string, 1), reloaded: make(chan bool, 1), journal: make(chan string, 1)}
 }
 
 func (f *fakeSystem) lock() func() { f.mu.Lock(); return f.mu.Unlock }
 
-func (f *fakeSystem) SetHostname(name string) error { defer f.lock()(); f.hostname = name; return nil }
-func (f *fakeSystem) SetTime(t time.Time) error     { defer f.lock()(); f.now = t; f.set++; return nil }
-func (f *fakeSystem) Now() time.Time                { defer f.lock()(); return f.now }
-func (f *fakeSystem) AddEntropy(b []byte) error     { defer f.lock()(); f.entropy = b; return nil }
-func (f *fakeSystem) Freeze(string) error           { defer f.lock()(); f.frozen = true; return nil }
-func (f *fakeSystem) Thaw(string) error             { defer f.lock()(); f.frozen = false; return nil }
-func (f *fakeSystem) ReloadNetwork(init string)     { f.reloaded <- init }
-func (f *fakeSystem) ReloadJournal(init string)     { f.journal <- init }
-func (f *fakeSystem) SetBootID(id string) error     { defer f.lock()(); f.bootID = id; return nil }
-func (f *fakeSystem) Shed(string) error             { defer f.lock()(); f.shed++; return nil }
-func (f *fakeSystem) Sync()                         { defer f.lock()(); f.synced++ }
+func (f *fakeSystem) SetHostname(name string) error              { defer f.lock()(); f.hostname = name; return nil }
+func (f *fakeSystem) SetTime(t time.Time) error                  { defer f.lock()(); f.now = t; f.set++; return nil }
+func (f *fakeSystem) Now() time.Time                             { defer f.lock()(); return f.now }
+func (f *fakeSystem) AddEntropy(b []byte) error                  { defer f.lock()(); f.entropy = b; return nil }
+func (f *fakeSystem) Freeze(string) error                        { defer f.lock()(); f.frozen = true; return nil }
+func (f *fakeSystem) Thaw(string) error                          { defer f.lock()(); f.frozen = false; return nil }
+func (f *fakeSystem) ReloadNetwork(_ string, resolver bool) bool { f.reloaded <- resolver; return true }
+func (f *fakeSystem) ReloadJournal(init string)                  { f.journal <- init }
+func (f *fakeSystem) SetBootID(id string) error                  { defer f.lock()(); f.bootID = id; return nil }
+func (f *fakeSystem) Shed(string) error                          { defer f.lock()(); f.shed++; return nil }
+func (f *fakeSystem) Sync()                                      { defer f.lock()(); f.synced++ }
 func (f *fakeSystem) Exposed(start func() error) error {
 	return start()
 }
@@ -57,6 +58,7 @@ func (f *fakeSystem) Exposed(start func() error) error {
 func (f *fakeSystem) SetLinks(_ context.Context, l []proto.Link) error {
 	defer f.lock()()
 	f.links = l
+	f.linked++
 	return nil
 }
 

@@ -39,8 +39,8 @@ func (a *Agent) configure(c proto.Configure) error {
 	if err := a.configureKernel(c); err != nil {
 		return err
 	}
-	links := make(chan error, 1)
-	go func() { links <- a.setLinks(c.Links) }()
+	linked := make(chan error, 1)
+	go func() { linked <- a.setLinks(c.Links) }()
 	if err := a.writeFiles(c); err != nil {
 		a.Log.Printf("configure: %v", err)
 	}
@@ -48,7 +48,7 @@ func (a *Agent) configure(c proto.Configure) error {
 	if c.GrowRoot {
 		_, grown = a.System.GrowRoot(a.Root)
 	}
-	if err := <-links; err != nil {
+	if err := <-linked; err != nil {
 		return fmt.Errorf("set up the guest's network: %w", err)
 	}
 	if grown != nil {
@@ -60,8 +60,10 @@ func (a *Agent) configure(c proto.Configure) error {
 	if c.Clone != nil {
 		a.becomeAnother(*c.Clone)
 	}
-	if was.configured && !sameNet(was.net, c) {
-		go a.System.ReloadNetwork(a.Init) // which may take seconds, and changes nothing of what is set already
+	if links, resolver := sameLinks(was.net, c), sameResolver(was.net, c); was.configured && !(links && resolver) {
+		if err := a.reloadNetwork(c.Links, !resolver); err != nil {
+			return fmt.Errorf("set up the guest's network again: %w", err)
+		}
 	}
 	if c.Clone != nil {
 		a.runHooks(c)
@@ -75,13 +77,20 @@ func (a *Agent) configure(c proto.Configure) error {
 	return nil
 }
 
-// sameNet tells whether two configures say the same of the network.
-func sameNet(a, b proto.Configure) bool {
-	same := func(x, y proto.Link) bool {
+// sameLinks tells whether two configures say the same of the network's interfaces.
+func sameLinks(a, b proto.Configure) bool {
+	return slices.EqualFunc(a.Links, b.Links, func(x, y proto.Link) bool {
 		return x.MAC == y.MAC && slices.Equal(x.Addresses, y.Addresses) && x.Gateway == y.Gateway && x.MTU == y.MTU
-	}
-	return slices.EqualFunc(a.Links, b.Links, same) && slices.Equal(a.Nameservers, b.Nameservers) && slices.Equal(a.Search, b.Search)
+	})
 }
+
+// sameResolver tells whether they say the same of name servers.
+func sameResolver(a, b proto.Configure) bool {
+	return slices.Equal(a.Nameservers, b.Nameservers) && slices.Equal(a.Search, b.Search)
+}
+
+// reloadLimit is how long configure waits for the image's own network programs.
+const reloadLimit = 10 * time.Second
 
 // checkConfigure refuses what would break the files it is written to.
 func checkConfigure(c proto.Configure) error {
@@ -120,6 +129,22 @@ func (a *Agent) setLinks(links []proto.Link) error {
 	ctx, cancel := context.WithTimeout(context.Background(), linkTimeout)
 	defer cancel()
 	return a.System.SetLinks(ctx, links)
+}
+
+// reloadNetwork has the image's own network programs know what has changed, and sets links
+// again, which they may have changed back or taken down meanwhile. A command that runs after
+// configure finds a network that stays, but for programs that take very long.
+func (a *Agent) reloadNetwork(links []proto.Link, resolver bool) error {
+	reloaded := make(chan bool, 1)
+	go func() { reloaded <- a.System.ReloadNetwork(a.Init, resolver) }()
+	select {
+	case found := <-reloaded:
+		if found {
+			return a.setLinks(links)
+		}
+	case <-time.After(reloadLimit):
+	}
+	return nil
 }
 
 // setClock never turns a clock back that programs have seen. A clone's has stood still since

@@ -17,12 +17,13 @@ import (
 //
 //	systemd-networkd   a .network file that says what is so already; the first in order wins
 //	NetworkManager     the device is not its to manage, nor is resolv.conf
-//	ifupdown           the interface counts as brought up
+//	ifupdown           the interface counts as brought up, and its service passes over it
 //	systemd-resolved   see setResolver
 const (
 	networkdFile = "run/systemd/network/00-banger.network"
 	managerFile  = "run/NetworkManager/conf.d/00-banger.conf"
 	ifstateFile  = "run/network/ifstate"
+	ifupdownFile = "run/systemd/system/networking.service.d/00-banger.conf"
 )
 
 // writeNetFiles writes what keeps the image's own network programs from undoing what the
@@ -31,15 +32,19 @@ func (r rootfs) writeNetFiles(c proto.Configure) error {
 	if len(c.Links) == 0 {
 		return nil
 	}
+	names := make([]string, len(c.Links))
+	for i := range names {
+		names[i] = fmt.Sprintf("eth%d", i) // the kernel's command line forbids to rename them
+	}
 	files := map[string]string{
-		managerFile:  managerConf(c.Links),
+		managerFile:  managerConf(names),
 		networkdFile: networkdConf(c.Links[0], c.Nameservers, c.Search),
 	}
 	var all []error
 	for name, text := range files {
 		all = append(all, r.write(name, []byte(text), 0o644))
 	}
-	return errors.Join(append(all, r.writeIfstate(len(c.Links)))...)
+	return errors.Join(append(all, r.tellIfupdown(names))...)
 }
 
 func networkdConf(l proto.Link, nameservers, search []string) string {
@@ -60,17 +65,20 @@ func networkdConf(l proto.Link, nameservers, search []string) string {
 	return b.String()
 }
 
-func managerConf(links []proto.Link) string {
+// managerConf names devices by their names: those stay, where a copy of a machine that runs has
+// another hardware address.
+func managerConf(names []string) string {
 	var devices []string
-	for _, l := range links {
-		devices = append(devices, "mac:"+l.MAC)
+	for _, n := range names {
+		devices = append(devices, "interface-name:"+n)
 	}
 	return "[main]\ndns=none\n\n[keyfile]\nunmanaged-devices=" + strings.Join(devices, ";") + "\n"
 }
 
-// writeIfstate tells ifupdown, where an image has it, that the interfaces are up. They are
-// called eth0, eth1…, for the kernel's command line forbids to rename them.
-func (r rootfs) writeIfstate(links int) error {
+// tellIfupdown tells ifupdown, where an image has it, that the interfaces are up, so that it
+// does not bring them up at boot or when udev sees them. When its service is restarted it would
+// take down first what is up.
+func (r rootfs) tellIfupdown(names []string) error {
 	if _, err := r.read("etc/network/interfaces"); err != nil {
 		return nil // nothing would read it
 	}
@@ -80,35 +88,43 @@ func (r rootfs) writeIfstate(links int) error {
 	}
 	text := string(old)
 	var all []error
-	for i := range links {
-		name := fmt.Sprintf("eth%d", i)
+	for _, name := range names {
 		line := name + "=" + name + "\n"
 		if !strings.Contains("\n"+text, "\n"+line) {
 			text += line
 		}
 		all = append(all, r.write(ifstateFile+"."+name, []byte(line), 0o644)) // what newer ones read
 	}
-	return errors.Join(append(all, r.write(ifstateFile, []byte(text), 0o644))...)
+	service := "[Service]\nEnvironment=\"EXCLUDE_INTERFACES=" + strings.Join(names, " ") + "\"\n"
+	return errors.Join(append(all, r.write(ifstateFile, []byte(text), 0o644), r.write(ifupdownFile, []byte(service), 0o644))...)
 }
 
 // ReloadNetwork has programs that run in the image read anew what writeNetFiles wrote for
-// them. Before the image's init has started there are none.
-func (l *Linux) ReloadNetwork(init string) {
+// them, and tells whether there are any. Before the image's init has started there are none.
+// systemd-resolved, which answers nobody while it starts, is left alone unless the resolver has
+// changed.
+func (l *Linux) ReloadNetwork(init string, resolver bool) (found bool) {
 	if !isSystemd(init) {
-		return
+		return false
 	}
-	for _, unit := range []string{"systemd-networkd.service", "systemd-resolved.service"} {
+	units := []string{"systemd-networkd.service"}
+	if resolver {
+		units = append(units, "systemd-resolved.service")
+	}
+	for _, unit := range units {
 		// systemd leaves this link for as long as a unit runs. To ask it by a program takes longer.
 		if _, err := os.Lstat("/run/systemd/units/invocation:" + unit); err != nil {
 			continue
 		}
 		path, err := lookPath("systemctl", rootPath, "/")
 		if err != nil {
-			return
+			return found
 		}
+		found = true
 		cmd := exec.Command(path, "try-restart", unit) // does nothing to what does not run
 		if err := l.Exposed(cmd.Start); err == nil {
 			_ = cmd.Wait() // what it can't restart goes on with what it knew
 		}
 	}
+	return found
 }

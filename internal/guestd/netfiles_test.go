@@ -18,9 +18,10 @@ func TestTheImagesOwnNetworkPrograms(t *testing.T) {
 	wantFile(t, w.root+"/run/systemd/network/00-banger.network",
 		"[Match]\nMACAddress=02:00:00:00:00:01\n\n[Network]\nDHCP=no\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nKeepConfiguration=yes\n"+
 			"Address=10.86.0.9/22\nDNS=10.86.0.1\nDomains=vm\n\n[Route]\nGateway=10.86.0.1\nGatewayOnLink=yes\n")
-	wantFile(t, w.root+"/run/NetworkManager/conf.d/00-banger.conf", "[main]\ndns=none\n\n[keyfile]\nunmanaged-devices=mac:02:00:00:00:00:01\n")
+	wantFile(t, w.root+"/run/NetworkManager/conf.d/00-banger.conf", "[main]\ndns=none\n\n[keyfile]\nunmanaged-devices=interface-name:eth0\n")
 	wantFile(t, w.root+"/run/network/ifstate", "lo=lo\neth0=eth0\n")
 	wantFile(t, w.root+"/run/network/ifstate.eth0", "eth0=eth0\n")
+	wantFile(t, w.root+"/run/systemd/system/networking.service.d/00-banger.conf", "[Service]\nEnvironment=\"EXCLUDE_INTERFACES=eth0\"\n")
 
 	w.configure(t, c)
 	select {
@@ -28,9 +29,19 @@ func TestTheImagesOwnNetworkPrograms(t *testing.T) {
 		t.Error("nothing has changed")
 	default:
 	}
+	c.Links[0].Addresses = []string{"10.86.0.10/22"}
+	w.configure(t, c)
+	if <-w.system.reloaded {
+		t.Error("the resolver has not changed")
+	}
+	if w.system.linked != 4 {
+		t.Errorf("links were set %d times: the last time is to be after the programs have read what is so", w.system.linked)
+	}
 	c.Nameservers = []string{"10.99.0.1"}
 	w.configure(t, c)
-	<-w.system.reloaded
+	if !<-w.system.reloaded {
+		t.Error("the resolver has changed")
+	}
 }
 
 // An image without systemd-resolved has the resolvers in its file, each time.

@@ -41,8 +41,9 @@ type System interface {
 	Exposed(start func() error) error
 
 	// ReloadNetwork has the image's own network programs, if they run under its init, read
-	// what they are told of the network anew.
-	ReloadNetwork(init string)
+	// what they are told of the network anew: of the resolver only if that has changed. It
+	// tells whether there are any.
+	ReloadNetwork(init string, resolver bool) (found bool)
 
 	// WaitBoot returns the state that the image's init, "" for none, reached.
 	WaitBoot(ctx context.Context, init string) (string, error)
