@@ -159,6 +159,9 @@ type Machine interface {
 	// Report tells what the VMM knows of the machine beside that.
 	Report(ctx context.Context) Report
 
+	// Complaint is what went wrong last, in the VMM's own words; or empty.
+	Complaint() string
+
 	// Forward opens a forward by the machine's first NIC, whose mode is user, or closes it.
 	Forward(ctx context.Context, f Forward, open bool) error
 
@@ -174,11 +177,10 @@ type Machine interface {
 	Close() error
 }
 
-// Report is what a VMM tells of its machine. What it does not know is nil or empty.
+// Report is what a VMM tells of its machine. What it does not know is nil.
 type Report struct {
-	Balloon   *Balloon
-	Devices   *Devices
-	Complaint string // what went wrong last, in the VMM's own words
+	Balloon *Balloon
+	Devices *Devices
 }
 
 // Balloon is what the driver of a guest's balloon tells of its memory, in bytes, and of what went to

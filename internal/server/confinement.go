@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"fmt"
 
 	"banger/api"
@@ -10,9 +9,9 @@ import (
 )
 
 // showConfined is show with how the VM's machine is confined, which takes a look at it.
-func (s *Server) showConfined(ctx context.Context, v vm.VM) api.VM {
+func (s *Server) showConfined(v vm.VM) api.VM {
 	out := s.show(v)
-	if words := s.VMs.Complaint(ctx, v); words != "" {
+	if words := s.VMs.Complaint(v); words != "" {
 		out.Notes = append(out.Notes, "its VMM said last of what went wrong: "+words)
 	}
 	is, err := s.VMs.Confinement(v)

@@ -42,7 +42,7 @@ func (s *Server) vmRoutes(a huma.API) {
 			if err != nil {
 				return nil, toAPI(err)
 			}
-			return &reply[api.VM]{s.showConfined(ctx, v)}, nil
+			return &reply[api.VM]{s.showConfined(v)}, nil
 		})
 	huma.Register(a, route("POST", "/v1/vms", "create-vm", "Create a VM"),
 		func(_ context.Context, in *struct{ Body api.CreateVM }) (*accepted, error) {

@@ -39,31 +39,32 @@ type world struct {
 	dir  string
 	base string
 
-	mu       sync.Mutex
-	machines map[string]*machine // by directory
-	nextPID  int
-	fail     string   // the step that fails: launch, channel, configure, adopt, remove, disk
-	silent   bool     // guests never answer
-	halts    string   // why machines halt as soon as they are launched
-	boot     string   // what init says of its start
-	ignores  bool     // guests take no notice of a shutdown
-	froze    int      // how often guests have frozen their filesystem
-	bootID   string   // of the host's running boot
-	again    []string // ids of VMs that recovery wants started
-	hangs    string   // id of a VM whose machine's monitor does not answer
-	stray    []host.Object
-	lastConf proto.Configure
-	gate     gate // around all that managers do
-	level    slog.Level
-	net      *fakeNet
-	vmm      string // which program machines are run by
-	budget   int64  // of templates
-	pool     vm.PoolSize
-	refills  int // how often a refill of it was asked for
-	wanted   []vm.Spec
-	streams  int               // open to every guest
-	doubts   string            // of Firecracker
-	report   hypervisor.Report // of every machine
+	mu        sync.Mutex
+	machines  map[string]*machine // by directory
+	nextPID   int
+	fail      string   // the step that fails: launch, channel, configure, adopt, remove, disk
+	silent    bool     // guests never answer
+	halts     string   // why machines halt as soon as they are launched
+	boot      string   // what init says of its start
+	ignores   bool     // guests take no notice of a shutdown
+	froze     int      // how often guests have frozen their filesystem
+	bootID    string   // of the host's running boot
+	again     []string // ids of VMs that recovery wants started
+	hangs     string   // id of a VM whose machine's monitor does not answer
+	stray     []host.Object
+	lastConf  proto.Configure
+	gate      gate // around all that managers do
+	level     slog.Level
+	net       *fakeNet
+	vmm       string // which program machines are run by
+	budget    int64  // of templates
+	pool      vm.PoolSize
+	refills   int // how often a refill of it was asked for
+	wanted    []vm.Spec
+	streams   int               // open to every guest
+	doubts    string            // of Firecracker
+	complaint string            // of every machine
+	report    hypervisor.Report // of every machine
 }
 
 func newWorld(t testing.TB) *world {

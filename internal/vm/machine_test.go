@@ -48,6 +48,8 @@ func (m *machine) end(reason string, clean bool) {
 
 func (m *machine) Report(context.Context) hypervisor.Report { return m.w.report }
 
+func (m *machine) Complaint() string { return m.w.complaint }
+
 func (m *machine) Usage() (host.Usage, error) {
 	return host.Usage{CPU: time.Second, PSSBytes: 1 << 20}, nil
 }

@@ -45,12 +45,12 @@ func (m *Manager) Stats(ctx context.Context, ref string) (Stats, error) {
 }
 
 // Complaint returns what the VMM of a VM that runs has said last of what went wrong, or "".
-func (m *Manager) Complaint(ctx context.Context, v VM) string {
+func (m *Manager) Complaint(v VM) string {
 	r, err := m.machineOf(v)
 	if err != nil {
 		return ""
 	}
-	return r.report(ctx).Complaint
+	return r.machine.Complaint()
 }
 
 // report returns what the VMM tells of the machine in time.

@@ -53,19 +53,20 @@ func TestStatsTellWhatTheVMMKnows(t *testing.T) {
 	defer end()
 	v := made(t, m, vm.Request{Name: "web"})
 	w.set(func() {
-		w.report = hypervisor.Report{Balloon: &hypervisor.Balloon{TotalBytes: 7}, Devices: &hypervisor.Devices{DiskThrottled: 3}, Complaint: "no room"}
+		w.complaint = "no room"
+		w.report = hypervisor.Report{Balloon: &hypervisor.Balloon{TotalBytes: 7}, Devices: &hypervisor.Devices{DiskThrottled: 3}}
 	})
 	s, err := m.Stats(t.Context(), "web")
 	if err != nil || s.Balloon == nil || s.Balloon.TotalBytes != 7 || s.Devices == nil || s.Devices.DiskThrottled != 3 || s.Guest == nil {
 		t.Errorf("%+v, %v", s, err)
 	}
-	if got := m.Complaint(t.Context(), v); got != "no room" {
+	if got := m.Complaint(v); got != "no room" {
 		t.Errorf("it complains of %q", got)
 	}
 	if _, err := operation(t, func(ctx context.Context, o *op.Operation) error { _, err := m.Stop(ctx, o, v.ID, 0); return err }); err != nil {
 		t.Fatal(err)
 	}
-	if got := m.Complaint(t.Context(), v); got != "" {
+	if got := m.Complaint(v); got != "" {
 		t.Errorf("stopped, it complains of %q", got)
 	}
 }

@@ -140,7 +140,7 @@ type balloonStats struct {
 // Report tells what Firecracker knows of the machine; see [hypervisor.Machine]. What it does not tell in
 // time, or of a machine that has it not, is left out.
 func (m *machine) Report(ctx context.Context) hypervisor.Report {
-	r := hypervisor.Report{Complaint: lastWords(m.Record().Dir)}
+	var r hypervisor.Report
 	var b balloonStats
 	// Before its driver has told anything there is no total.
 	if err := m.api.do(ctx, get("/balloon/statistics"), &b); err == nil && b.Total > 0 {
@@ -154,3 +154,6 @@ func (m *machine) Report(ctx context.Context) hypervisor.Report {
 	}
 	return r
 }
+
+// Complaint is what Firecracker's log has last of errors.
+func (m *machine) Complaint() string { return lastWords(m.Record().Dir) }

@@ -72,8 +72,8 @@ func TestReportOfWhatIsNotThere(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50e6)
 		r := m.Report(ctx)
 		cancel()
-		if r.Balloon != nil || r.Devices != nil || !strings.HasSuffix(r.Complaint, "No space left") || strings.ContainsRune(r.Complaint, 0x1b) {
-			t.Errorf("%s: %+v", name, r)
+		if r.Balloon != nil || r.Devices != nil || !strings.HasSuffix(m.Complaint(), "No space left") || strings.ContainsRune(m.Complaint(), 0x1b) {
+			t.Errorf("%s: %+v, %q", name, r, m.Complaint())
 		}
 	}
 }

@@ -144,8 +144,11 @@ func (m *machine) Channel(ctx context.Context) (net.Conn, error) {
 	})
 }
 
-// Report implements [hypervisor.Machine]: QEMU has no balloon here, and what it has to say it stops for.
+// Report implements [hypervisor.Machine]: QEMU has no balloon here.
 func (m *machine) Report(context.Context) hypervisor.Report { return hypervisor.Report{} }
+
+// Complaint implements [hypervisor.Machine]: what QEMU has to say it stops for.
+func (m *machine) Complaint() string { return "" }
 
 // Pause stops the virtual CPUs.
 func (m *machine) Pause(ctx context.Context) error { return m.command(ctx, "stop") }
