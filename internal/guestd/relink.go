@@ -51,7 +51,9 @@ func lay(link netlink.Link) (linkLocal bool, err error) {
 	routes, e := netlink.RouteList(link, netlink.FAMILY_ALL)
 	err = errors.Join(err, e)
 	for _, r := range routes {
-		err = errors.Join(err, netlink.RouteDel(&r))
+		if e := netlink.RouteDel(&r); !errors.Is(e, unix.ESRCH) { // gone with another
+			err = errors.Join(err, e)
+		}
 	}
 	neighbours, e := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_ALL)
 	err = errors.Join(err, e)
