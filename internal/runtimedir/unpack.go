@@ -14,6 +14,7 @@ import (
 	"strconv"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -114,6 +115,7 @@ func damaged(err error) error {
 type unpacking struct {
 	root        *os.Root
 	files       map[string]FileRecord // yet to come
+	names       []string              // of those that came
 	done, total int64
 	progress    func(done, total int64)
 }
@@ -132,6 +134,7 @@ func (u *unpacking) all(in *tar.Reader) error {
 			return packed("%q in it (type %q, %d bytes) is not what its %s tells of", h.Name, h.Typeflag, h.Size, recordFile)
 		}
 		delete(u.files, h.Name)
+		u.names = append(u.names, h.Name)
 		if err := u.file(in, f); err != nil {
 			return err
 		}
@@ -139,7 +142,23 @@ func (u *unpacking) all(in *tar.Reader) error {
 	for name := range u.files {
 		return packed("it lacks %s", name)
 	}
+	// All at the end, when most of it has reached the disk.
+	for _, name := range u.names {
+		if err := syncFile(u.root, name); err != nil {
+			return err
+		}
+	}
 	return syncTree(u.root, ".")
+}
+
+// syncFile waits until a file is on the disk. That it could not be written there is told to who
+// opens it later, too.
+func syncFile(root *os.Root, name string) error {
+	f, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func (u *unpacking) file(in io.Reader, f FileRecord) error {
@@ -156,7 +175,7 @@ func (u *unpacking) file(in io.Reader, f FileRecord) error {
 	}
 	err = u.copy(out, in, f)
 	if err == nil {
-		err = errors.Join(out.Chmod(os.FileMode(mode)), out.Sync())
+		err = out.Chmod(os.FileMode(mode))
 	}
 	return errors.Join(err, out.Close())
 }
@@ -174,6 +193,8 @@ func (u *unpacking) copy(out *os.File, in io.Reader, f FileRecord) error {
 		if err := writeSparse(out, buf[:n], zeros, at); err != nil {
 			return err
 		}
+		// The disk is at it while more comes. That is a wish: what matters is the sync.
+		_ = unix.SyncFileRange(int(out.Fd()), at, int64(n), unix.SYNC_FILE_RANGE_WRITE)
 		at += int64(n)
 		u.done += int64(n)
 		u.progress(u.done, u.total)
