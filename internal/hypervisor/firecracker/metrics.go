@@ -19,10 +19,10 @@ import (
 type meter struct {
 	pipe io.Closer
 	done chan struct{} // closed when nothing more will come
-	news chan struct{} // holds a token when a line has come
 
-	mu  sync.Mutex
-	sum hypervisor.Devices
+	mu   sync.Mutex
+	sum  hypervisor.Devices
+	news chan struct{} // closed when a line comes, and then another: all who wait hear of it
 }
 
 // metrics is what is used of such a line.
@@ -61,16 +61,15 @@ func openMeter(dir string) (*meter, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &meter{pipe: pipe, done: make(chan struct{}), news: make(chan struct{}, 1)}
+	m := &meter{pipe: pipe, done: make(chan struct{}), news: make(chan struct{})}
 	go func() {
 		defer close(m.done)
 		defer pipe.Close()
 		lines := bufio.NewScanner(pipe)
 		lines.Buffer(nil, maxMetrics)
-		for lines.Scan() {
+		for lines.Scan() { // until the end, or a line that is too long: behind that is nothing of use
 			m.add(lines.Bytes())
 		}
-		_, _ = io.Copy(io.Discard, pipe) // behind a line that is too long is nothing of use
 	}()
 	return m, nil
 }
@@ -82,6 +81,7 @@ func (m *meter) add(line []byte) {
 		return
 	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.sum.DiskReadBytes += l.Block.Read
 	m.sum.DiskWriteBytes += l.Block.Write
 	m.sum.DiskThrottled += l.Block.Throttled
@@ -91,24 +91,20 @@ func (m *meter) add(line []byte) {
 	m.sum.NetFailures += l.Net.ReadFails + l.Net.WriteFails
 	m.sum.ConsoleDropped += l.UART.Dropped
 	m.sum.ForbiddenCalls += l.Seccomp.Faults
-	m.mu.Unlock()
-	select {
-	case m.news <- struct{}{}:
-	default:
-	}
+	close(m.news)
+	m.news = make(chan struct{})
 }
 
 // now has Firecracker tell what it has counted, and returns the sums.
 func (m *meter) now(ctx context.Context, api *apiClient) (*hypervisor.Devices, error) {
-	select {
-	case <-m.news:
-	default:
-	}
+	m.mu.Lock()
+	news := m.news
+	m.mu.Unlock()
 	if err := api.do(ctx, put("/actions", action{"FlushMetrics"}), nil); err != nil {
 		return nil, err
 	}
 	select {
-	case <-m.news:
+	case <-news:
 	case <-m.done:
 	case <-ctx.Done():
 		return nil, ctx.Err()

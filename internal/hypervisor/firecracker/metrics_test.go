@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -99,6 +101,29 @@ func TestAdoptWithoutMetrics(t *testing.T) {
 	echo(t, m)
 }
 
+// Whoever asks while others do is answered too: each has told Firecracker to tell, and hears it.
+func TestManyReportsAtOnce(t *testing.T) {
+	m, err := launch(t, fake(t, script{}), goodSpec(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const askers, times = 8, 20
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var all sync.WaitGroup
+	for range askers {
+		all.Go(func() {
+			for range times {
+				if r := m.Report(ctx); r.Devices == nil {
+					t.Error("it counts nothing")
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
 // What a machine that was taken over writes takes no memory and holds nothing up.
 func TestMeterIsBounded(t *testing.T) {
 	dir := t.TempDir()
@@ -114,11 +139,12 @@ func TestMeterIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 64 { // each waits until there is room: until it is read
+	for written := 0; written <= maxMetrics; written += 64 << 10 { // each waits until there is room: until it is read
 		if _, err := w.Write(make([]byte, 64<<10)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	<-m.done // nobody waits for what it tells behind that
 	m.close()
 }
 
