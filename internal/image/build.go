@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +21,6 @@ import (
 	"banger/internal/image/shelf"
 )
 
-const cleanupLimit = 2 * time.Minute
-
 // Progress reports work: a stage's name, how much is done, of how much (0, 0: unknown).
 type Progress = func(stage string, done, total int64)
 
@@ -40,7 +37,7 @@ func Rebuild(ctx context.Context, root string, m Manifest, progress Progress) (_
 	if err != nil {
 		return Image{}, errors.Join(err, stage.Discard())
 	}
-	defer func() { err = errors.Join(err, removeTree(ctx, scratch), stage.Discard()) }()
+	defer func() { err = errors.Join(err, removeWork(ctx, scratch), stage.Discard()) }()
 	b := newBuilder(m.Name, m, BuildOptions{Etc: apt.Etc}, progress)
 	if err := b.prepare(ctx); err != nil {
 		return Image{}, err
@@ -325,45 +322,6 @@ func (b *builder) applets(ctx context.Context, busybox []byte) ([]string, error)
 	out, err := host.Output(ctx, host.Command{Path: path, Args: []string{"--list-full"}})
 	return strings.Fields(string(out)), errors.Join(err, os.Remove(path))
 }
-
-// ownIDs is the command that enters a namespace where root is this user and the image's
-// other users are the user's subordinate ids.
-func ownIDs() []string { return []string{"unshare", "--user", "--map-root-user", "--map-auto"} }
-
-// removeTree removes a tree whose files may belong to subordinate ids. It also does so
-// after ctx is done. errs.Conflict if something is mounted there: an mmdebstrap that was killed
-// leaves the host's /sys in it, which would go as well.
-func removeTree(ctx context.Context, tree string) error {
-	mounts, err := host.MountsBelow(tree)
-	if err != nil {
-		return err
-	}
-	if len(mounts) > 0 {
-		return errs.New(errs.Conflict, "%s can't be removed: something is mounted at %s", tree, mounts[0]).
-			Try("unmount it, or restart this host; then: banger system prune")
-	}
-	err = os.RemoveAll(tree)
-	if !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
-	defer cancel()
-	argv := append(ownIDs(), "rm", "-rf", tree)
-	return host.Run(ctx, host.Command{Path: argv[0], Args: argv[1:]})
-}
-
-// Sweep removes what builds that were killed have left below root. The caller makes sure
-// that none is at work there.
-func Sweep(ctx context.Context, root string) error {
-	left, err := shelf.Leftovers(root)
-	for _, dir := range left {
-		err = errors.Join(err, removeTree(ctx, dir))
-	}
-	return err
-}
-
-// RemoveLeftover removes one of [Store.Leftovers], or of a shelf's.
-func RemoveLeftover(ctx context.Context, path string) error { return removeTree(ctx, path) }
 
 // isFull tells whether a disk of the host's is full, in the kernel's words or a program's.
 func isFull(err error) bool {

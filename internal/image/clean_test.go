@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -157,4 +158,31 @@ func TestScrubFstab(t *testing.T) {
 			t.Errorf("%q became %q", c.in, got)
 		}
 	}
+}
+
+// FuzzScrubFstab checks that lines of the old layout become comments, in place, and nothing else
+// changes.
+func FuzzScrubFstab(f *testing.F) {
+	f.Add([]byte("/dev/vdb /home ext4 defaults 0 2\n/dev/vda / ext4\n\t/dev/vdc\t/var ext4\n/dev/vdb /srv ext4"))
+	f.Fuzz(func(t *testing.T, fstab []byte) {
+		was := bytes.Clone(fstab)
+		scrubFstab(fstab)
+		if len(fstab) != len(was) {
+			t.Fatalf("%d bytes became %d", len(was), len(fstab))
+		}
+		before, after := bytes.SplitAfter(was, []byte("\n")), bytes.SplitAfter(fstab, []byte("\n"))
+		if len(before) != len(after) {
+			t.Fatalf("%d lines became %d", len(before), len(after))
+		}
+		for i, line := range after {
+			old := bytes.Contains(before[i], []byte("/dev/vd")) && (bytes.Contains(before[i], []byte("/home")) || bytes.Contains(before[i], []byte("/var")))
+			if changed := !bytes.Equal(line, before[i]); changed && (!old || line[0] != '#' || !bytes.Equal(line[1:], before[i][1:])) {
+				t.Errorf("%q became %q", before[i], line)
+			}
+		}
+		again := bytes.Clone(fstab)
+		if scrubFstab(again); !bytes.Equal(again, fstab) {
+			t.Errorf("scrubbed twice: %q", again)
+		}
+	})
 }

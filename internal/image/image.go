@@ -7,10 +7,13 @@ package image
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
+	"banger/internal/errs"
 	"banger/internal/image/shelf"
 )
 
@@ -107,6 +110,10 @@ func load(dir string) (Image, error) {
 func loadUnnamed(dir string) (Image, error) {
 	var i Image
 	record, err := images.Load(dir, &i)
+	if err == nil && strings.Trim(i.SHA256, "0123456789abcdef") != "" { // it is part of a file's name
+		err = errs.New(errs.Internal, "the record of image %s is damaged", filepath.Base(dir)).
+			Because(fmt.Errorf("%q is no checksum", i.SHA256)).Try("remove %s and make it again", dir)
+	}
 	if err != nil {
 		i = Image{Damage: err}
 		if len(record) == 0 { // it is called by something of its own all the same

@@ -87,14 +87,16 @@ func (b *builder) mmdebstrap(ctx context.Context, bootstrap string, to io.Writer
 		"--dpkgopt=force-unsafe-io", // dpkg need not sync each file: a build that is cut short is thrown away
 		`--extract-hook=ls "$1/var/cache/apt/archives" > "$1` + archivesFile + `"`,
 	}
-	env := apt.Env()
+	env := append(apt.Env(), workMark+b.dir)
 	if b.namespace == nil {
-		// In the build's own directory, so that nothing is left elsewhere if this process is killed.
 		env = append(env, "TMPDIR="+b.dir)
 		args = append(args, "--mode=root")
 	} else {
-		// Not there: the subordinate ids may not be able to reach it.
-		env = append(env, "TMPDIR=/var/tmp")
+		dir, err := makeOutside(b.dir)
+		if err != nil {
+			return err
+		}
+		env = append(env, "TMPDIR="+dir)
 		args = append(args, "--mode=unshare")
 	}
 	if variant == resumed && b.namespace == nil {

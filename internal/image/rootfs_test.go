@@ -203,5 +203,13 @@ func FuzzStatus(f *testing.F) {
 				t.Error("a package without a name")
 			}
 		}
+		for _, p := range parseArchives(status) {
+			if strings.ContainsAny(p.Name, "_\n") {
+				t.Errorf("package %q", p.Name)
+			}
+		}
+		if id, release := osRelease(string(status)); strings.Contains(id+release, "\n") {
+			t.Errorf("%q is the release %q", id, release)
+		}
 	})
 }

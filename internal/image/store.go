@@ -329,7 +329,7 @@ func (s *Store) Begin(name string) (*Draft, error) {
 func (d *Draft) Name() string { return d.name }
 
 // Discard removes what is left of the draft.
-func (d *Draft) Discard() error { return removeTree(context.Background(), d.Dir) }
+func (d *Draft) Discard() error { return removeWork(context.Background(), d.Dir) }
 
 // newID names a directory of an image.
 func newID() string {

@@ -381,3 +381,19 @@ func TestShare(t *testing.T) {
 		}
 	})
 }
+
+// FuzzRecord reads an image's record of any bytes: its file lies in its directory, or it is damaged.
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"schema_version":1,"sha256":"` + strings.Repeat("0", 64) + `","virtual_bytes":1}`))
+	f.Add([]byte(`{"sha256":"/../../x"}`))
+	f.Fuzz(func(t *testing.T, record []byte) {
+		dir := filepath.Join(t.TempDir(), "x")
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "manifest.json"), record, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		i, err := load(dir)
+		if filepath.Dir(i.Path) != dir || i.Title() == "" || !strings.HasPrefix(i.Digest, digestIs) || i.Damage != nil && err == nil {
+			t.Errorf("%+v, %v", i, err)
+		}
+	})
+}

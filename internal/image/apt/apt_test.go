@@ -145,3 +145,23 @@ func FuzzSources(f *testing.F) {
 		}
 	})
 }
+
+// FuzzAnswers reads what programs of apt's might say: of packages that are installed there is another
+// version at most, each once for every time that it is said, and an error says something.
+func FuzzAnswers(f *testing.F) {
+	f.Add("zsh:\n  Installed: 5.9-4\n  Candidate: 5.9-5\n  Version table:\n")
+	f.Add("zsh:i386:\n  Candidate: (none)\nE: no\nE: no\nPackage: zsh\nDepends: libc6 (>= 2.36), x\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, u := range parsePolicy(text, map[string]string{"zsh": "5.9-4"}) {
+			if u.Name != "zsh" || u.Has != "5.9-4" || u.Now == "" || u.Now == u.Has || strings.Contains(u.Now, "\n") {
+				t.Errorf("%+v", u)
+			}
+		}
+		if v := field(text, "Depends"); strings.ContainsAny(v, "\n") || v != strings.TrimSpace(v) {
+			t.Errorf("the field is %q", v)
+		}
+		if err := Words(&host.ExitError{Program: "apt-get", Code: 100, Tail: text}); err == nil || err.Error() == "" {
+			t.Error("an error says nothing")
+		}
+	})
+}

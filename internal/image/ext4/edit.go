@@ -61,11 +61,14 @@ func ReadDir(ctx context.Context, fs, dir string) ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	var files []File
-	for line := range strings.Lines(string(out)) {
-		// /inode/mode/uid/gid/name/size/
+	return parseListing(dir, string(out)), nil
+}
+
+// parseListing reads what debugfs says of the files in dir: /inode/mode/uid/gid/name/size/ in lines.
+func parseListing(dir, listing string) (files []File) {
+	for line := range strings.Lines(listing) {
 		fields := strings.Split(strings.TrimSpace(line), "/")
-		if len(fields) != 8 || fields[5] == "." || fields[5] == ".." || fields[1] == "0" {
+		if len(fields) != 8 || fields[5] == "" || fields[5] == "." || fields[5] == ".." || fields[1] == "0" {
 			continue
 		}
 		mode, err := strconv.ParseUint(fields[2], 8, 32)
@@ -73,7 +76,7 @@ func ReadDir(ctx context.Context, fs, dir string) ([]File, error) {
 			files = append(files, File{p, uint32(mode)})
 		}
 	}
-	return files, nil
+	return files
 }
 
 // ReadFile returns the content of a file in the filesystem; none if it is not there.

@@ -3,6 +3,7 @@ package ext4
 import (
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"testing"
 
@@ -82,5 +83,18 @@ func FuzzXattrs(f *testing.F) {
 		found := getXattrs(p, 32, 0)
 		xattrBlock(1, 2, stored(found))
 		getXattrs(p, 4, 4)
+	})
+}
+
+// FuzzListing reads what debugfs might say of a directory: nothing but what lies in it, by names that
+// can be passed on to debugfs, comes of it.
+func FuzzListing(f *testing.F) {
+	f.Add("/2/040755/0/0/.//\n/2/040755/0/0/..//\n/13/100644/0/0/motd/12/\n/14/120777/0/0/a b/3/\n/0/000000/0/0/gone/0/\n")
+	f.Fuzz(func(t *testing.T, listing string) {
+		for _, file := range parseListing("/etc", listing) {
+			if path.Dir(file.Path) != "/etc" || !plainPath.MatchString(file.Path) {
+				t.Errorf("%q", file.Path)
+			}
+		}
 	})
 }
