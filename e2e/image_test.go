@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
-	"banger/internal/disk/disktest"
 )
 
 // image returns an image as the daemon shows it.
@@ -354,44 +353,5 @@ func TestImageOfTheOldLayout(t *testing.T) {
 	r := b.run("", "run", "--rm", "--image", "old", "--", "sh", "-c", "cat /etc/fstab; systemctl is-system-running; findmnt -n /home /var; true")
 	if r.code != 0 || !strings.Contains(r.out, "/dev/vdb /home") || !strings.HasSuffix(r.out, "\nrunning\n") {
 		t.Errorf("exit code %d: %s\n%s", r.code, r.out, r.err)
-	}
-}
-
-// Commands that write more than the host has room for fail, rather than wait for room; with room
-// the next try goes on from what was built before them.
-func TestImageCommandsOnAFullDisk(t *testing.T) {
-	if !*long {
-		t.Skip("SKIP: it takes a minute; make test-long runs it")
-	}
-	state := disktest.MountTmpfs(t, "300m")
-	newBanger(t) // only to skip where there is no bundle
-	b := bangerIn(t, state)
-	tiny, err := os.ReadFile("../internal/image/manifests/tiny.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	manifest := filepath.Join(t.TempDir(), "image.toml")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(manifest, append([]byte(text), tiny...), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("")
-	b.outside("image", "build", "plain", "--size", "1G", "-f", manifest)
-	b.outside("daemon", "stop")
-	write("commands = [\"head -c 600000000 /dev/urandom > /root/file; sync\"]\n")
-	b.refused(1, []string{"disk is full", "make room"}, "image", "build", "large", "--size", "1G", "-f", manifest)
-	b.noDraft()
-	b.refused(1, []string{"no image"}, "image", "inspect", "large")
-	if vms := b.ok("ls", "-aq"); vms != "" {
-		t.Errorf("VMs left: %q", vms)
-	}
-	if err := unix.Mount("", state, "", unix.MS_REMOUNT, "size=2g"); err != nil {
-		t.Fatal(err)
-	}
-	b.ok("image", "build", "large", "--size", "1G", "-f", manifest)
-	if i := b.image("large"); i.AllocatedBytes < 500<<20 {
-		t.Errorf("it has %d bytes", i.AllocatedBytes)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/disk/disktest"
+	"banger/internal/host"
 )
 
 // wholeManifest is one that has every phase.
@@ -157,4 +159,69 @@ func TestImageBuildOnAFullDisk(t *testing.T) {
 	b.refused(1, []string{"no image"}, "image", "inspect", "kept")
 	resize(2000)
 	b.ok("commit", vm, "kept")
+}
+
+// Commands that write more than the host has room for fail, rather than wait for room; with room
+// the next try goes on from what was built before them.
+func TestImageCommandsOnAFullDisk(t *testing.T) {
+	if !*long {
+		t.Skip("SKIP: it takes a minute; make test-long runs it")
+	}
+	state := disktest.MountTmpfs(t, "300m")
+	newBanger(t) // only to skip where there is no bundle
+	b := bangerIn(t, state)
+	tiny, err := os.ReadFile("../internal/image/manifests/tiny.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.outside("image", "build", "plain", "--size", "1G", "-f", b.manifest(string(tiny)))
+	b.outside("daemon", "stop")
+	nothing := func(image string) {
+		t.Helper()
+		b.noDraft()
+		b.refused(1, []string{"no image"}, "image", "inspect", image)
+		if vms := b.ok("ls", "-aq"); vms != "" {
+			t.Errorf("VMs left: %q", vms)
+		}
+	}
+	manifest := b.manifest("commands = [\"head -c 600000000 /dev/urandom > /root/file; sync\"]\n" + string(tiny))
+	b.refused(1, []string{"disk is full", "make room"}, "image", "build", "large", "--size", "1G", "-f", manifest)
+	nothing("large")
+	script := b.manifest("head -c 600000000 /dev/urandom > /root/file\n")
+	b.refused(1, []string{"the script can't go on", "No space left", "make room"}, "image", "customize", "plain", "large", "--script", script)
+	nothing("large")
+
+	// What is written is less than the guest keeps in memory, until it has to write it out in the end.
+	room, err := host.FreeBytes(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(state, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, room-40<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	late := b.manifest("commands = [\"head -c 60000000 /dev/urandom > /root/file\"]\n" + string(tiny))
+	b.refused(1, []string{"disk is full", "make room"}, "image", "build", "late", "--size", "1G", "-f", late)
+	nothing("late")
+	r := b.run("", "image", "customize", "plain", "late", "--keep", "--script", b.manifest("head -c 60000000 /dev/urandom > /root/file\n"))
+	vm := strings.TrimSpace(b.ok("ls", "-aq"))
+	if r.code != 1 || vm == "" || !strings.Contains(r.err, "is left: the script can't go on") || !strings.Contains(r.err, "banger resume "+b.inspect(vm).Name) {
+		t.Errorf("with --keep: exit code %d, VM %q\n%s", r.code, vm, r.err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	b.ok("resume", vm)
+	b.ok("commit", "--stop", vm, "late")
+	if out := b.ok("run", "--rm", "--image", "late", "--", "stat", "-c", "%s", "/root/file"); out != "60000000\n" {
+		t.Errorf("what was kept has %q", out)
+	}
+	b.ok("rm", vm)
+	if err := unix.Mount("", state, "", unix.MS_REMOUNT, "size=2g"); err != nil {
+		t.Fatal(err)
+	}
+	b.ok("image", "build", "large", "--size", "1G", "-f", manifest)
+	if i := b.image("large"); i.AllocatedBytes < 500<<20 {
+		t.Errorf("it has %d bytes", i.AllocatedBytes)
+	}
 }

@@ -289,6 +289,23 @@ func TestBuildThatFailsAtItsEnd(t *testing.T) {
 	}
 }
 
+// mmdebstrap names the program that failed; that the disk is full is said before.
+func TestBuildIsToldThatTheDiskIsFull(t *testing.T) {
+	needBuild(t)
+	dir := t.TempDir()
+	script := "#!/bin/sh\necho 'tar: ./x: Cannot write: No space left on device' >&2\necho 'E: tar --extract failed: 512' >&2\nexit 1\n"
+	if err := os.WriteFile(filepath.Join(dir, "mmdebstrap"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	s := emptyStore(t)
+	_, err := s.Build(t.Context(), "x", testManifest(t, `"busybox-static"`, ""), BuildOptions{Etc: apt.Etc}, quiet)
+	if errs.KindOf(err) != errs.Unavailable || !strings.Contains(errs.HintOf(err), "make room") {
+		t.Errorf("it says %v (%s)", err, errs.HintOf(err))
+	}
+	nothingHalf(t, s, "")
+}
+
 // TestBuildIsCancelled gives up in each stage of a build: nothing is left of it but what
 // phases that were finished have made.
 func TestBuildIsCancelled(t *testing.T) {

@@ -134,7 +134,8 @@ func (b *builder) mmdebstrap(ctx context.Context, bootstrap string, to io.Writer
 	err := host.Run(watched, host.Command{
 		Path: "mmdebstrap", Args: args, Env: env, Stdin: strings.NewReader(list), Stdout: to, Stderr: &stages{to: b.progress},
 	})
-	if err != nil && errors.Is(context.Cause(watched), unix.ENOSPC) {
+	exit, ok := errors.AsType[*host.ExitError](err)
+	if err != nil && errors.Is(context.Cause(watched), unix.ENOSPC) || ok && strings.Contains(exit.Tail, noSpace) {
 		return unix.ENOSPC
 	}
 	return apt.Words(err)
