@@ -36,6 +36,8 @@ type Command struct {
 	Stdin  io.Reader // nil: /dev/null
 	Stdout io.Writer // nil: discarded
 	Stderr io.Writer // gets a copy; the end is kept for the error either way
+	// OwnMounts needs root: what the program mounts nobody else sees, and it goes with the program.
+	OwnMounts bool
 }
 
 // ExitError says that a program ran and failed.
@@ -81,6 +83,9 @@ func Run(ctx context.Context, c Command) error {
 		cmd.Stderr = io.MultiWriter(tail, c.Stderr)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if c.OwnMounts {
+		cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
+	}
 	cmd.WaitDelay = grace
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", filepath.Base(path), err)

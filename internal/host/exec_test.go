@@ -229,3 +229,17 @@ func TestDetachedChildLeadsItsSession(t *testing.T) {
 		t.Errorf("state %q", got)
 	}
 }
+
+func TestOwnMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: only root has mounts of its own")
+	}
+	dir := t.TempDir()
+	out, err := Output(t.Context(), Command{Path: "sh", Args: []string{"-c", `mount -t tmpfs none "$0" && stat -f -c %T "$0"`, dir}, OwnMounts: true})
+	if err != nil || string(out) != "tmpfs\n" {
+		t.Errorf("it sees %q, %v", out, err)
+	}
+	if found, err := MountsBelow(dir); err != nil || len(found) != 0 {
+		t.Errorf("mounted here is %q, %v", found, err)
+	}
+}

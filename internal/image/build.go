@@ -327,7 +327,9 @@ func (b *builder) applets(ctx context.Context, busybox []byte) ([]string, error)
 const noSpace = "No space left on device"
 
 // isFull tells whether a disk of the host's is full, in the kernel's words or a program's.
-func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), noSpace) }
+func isFull(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), noSpace)
+}
 
 // explain makes an error of the build one for a person.
 func (b *builder) explain(ctx context.Context, err error) error {

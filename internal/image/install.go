@@ -133,6 +133,7 @@ func (b *builder) mmdebstrap(ctx context.Context, bootstrap string, to io.Writer
 	defer stop()
 	err := host.Run(watched, host.Command{
 		Path: "mmdebstrap", Args: args, Env: env, Stdin: strings.NewReader(list), Stdout: to, Stderr: &stages{to: b.progress},
+		OwnMounts: b.namespace == nil, // otherwise it has a namespace of its own
 	})
 	exit, ok := errors.AsType[*host.ExitError](err)
 	if err != nil && errors.Is(context.Cause(watched), unix.ENOSPC) || ok && strings.Contains(exit.Tail, noSpace) {

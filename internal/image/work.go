@@ -49,8 +49,7 @@ func removeWork(ctx context.Context, dir string) error {
 func ownIDs() []string { return []string{"unshare", "--user", "--map-root-user", "--map-auto"} }
 
 // removeTree removes a tree whose files may belong to subordinate ids. It also does so
-// after ctx is done. errs.Conflict if something is mounted there: an mmdebstrap that was killed
-// leaves the host's /sys in it, which would go as well.
+// after ctx is done. errs.Conflict if something is mounted there, which would go as well.
 func removeTree(ctx context.Context, tree string) error {
 	mounts, err := host.MountsBelow(tree)
 	if err != nil {
