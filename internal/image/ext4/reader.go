@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"iter"
-	"os"
 	"strings"
 	"time"
 
@@ -17,7 +16,7 @@ import (
 // Reader reads a filesystem without mounting it. What it reads may be damaged, or made to
 // harm: it answers with errors then, and its memory stays bounded.
 type Reader struct {
-	file      *os.File
+	file      io.ReaderAt
 	block     int64 // bytes
 	inodeSize int64
 	perGroup  uint32 // inodes
@@ -38,7 +37,7 @@ const (
 var ErrUnclean = errors.New("the filesystem was not unmounted cleanly")
 
 // NewReader begins to read the filesystem in f.
-func NewReader(f *os.File) (*Reader, error) {
+func NewReader(f io.ReaderAt) (*Reader, error) {
 	le := binary.LittleEndian
 	var s [1024]byte
 	if _, err := f.ReadAt(s[:], superOffset); err != nil {
