@@ -177,9 +177,10 @@ func whileRoom(ctx context.Context, dir string) (_ context.Context, stop func())
 }
 
 const (
-	// keepHook is run when the essential packages are installed, and nothing else.
+	// keepHook is run when the essential packages are installed, and nothing else. What can't be kept, for
+	// want of room perhaps, is not.
 	keepHook = `tar --create --file="$BANGER_BOOTSTRAP" --directory="$1" --numeric-owner --xattrs --xattrs-include="*" ` +
-		`--one-file-system --exclude=./proc --exclude=./sys --exclude="./dev/*" --exclude="./var/lib/apt/lists/*" --exclude="./var/cache/apt/archives/*.deb" .`
+		`--one-file-system --exclude=./proc --exclude=./sys --exclude="./dev/*" --exclude="./var/lib/apt/lists/*" --exclude="./var/cache/apt/archives/*.deb" . || rm -f "$BANGER_BOOTSTRAP"`
 
 	// restoreHook puts that in place of them, but for what mmdebstrap had laid in the way
 	// of services while it was at work.
