@@ -340,6 +340,9 @@ func (b *builder) explain(ctx context.Context, err error) error {
 	switch text := err.Error(); {
 	case isFull(err):
 		kind, hint = errs.Unavailable, "make room in "+filepath.Dir(b.dir)
+		if b.namespace != nil {
+			hint += ", and in " + filepath.Dir(outside(b.dir))
+		}
 	case errors.Is(err, ext4.ErrFull):
 		kind, hint = errs.Invalid, "give the manifest a larger size than "+units.BytesSize(float64(b.m.Bytes))
 	case strings.Contains(text, "Unable to locate package"):

@@ -87,18 +87,16 @@ func (b *builder) mmdebstrap(ctx context.Context, bootstrap string, to io.Writer
 		"--dpkgopt=force-unsafe-io", // dpkg need not sync each file: a build that is cut short is thrown away
 		`--extract-hook=ls "$1/var/cache/apt/archives" > "$1` + archivesFile + `"`,
 	}
-	env := append(apt.Env(), workMark+b.dir)
-	if b.namespace == nil {
-		env = append(env, "TMPDIR="+b.dir)
-		args = append(args, "--mode=root")
-	} else {
-		dir, err := makeOutside(b.dir)
-		if err != nil {
+	dir, mode := b.dir, "root"
+	if b.namespace != nil {
+		var err error
+		if dir, err = makeOutside(b.dir); err != nil {
 			return err
 		}
-		env = append(env, "TMPDIR="+dir)
-		args = append(args, "--mode=unshare")
+		mode = "unshare"
 	}
+	args = append(args, "--mode="+mode)
+	env := append(apt.Env(), workMark+b.dir, "TMPDIR="+dir)
 	if variant == resumed && b.namespace == nil {
 		kept, there := b.outputs.get(phaseBootstrap, phaseHash(b.phases, phaseBootstrap))
 		if there && !b.Refresh {
@@ -126,10 +124,10 @@ func (b *builder) mmdebstrap(ctx context.Context, bootstrap string, to io.Writer
 		list += s.Line() + "\n"
 	}
 	args = append(args, b.m.Release, "-", "-")
-	if free, err := host.FreeBytes(b.dir); err == nil && free < roomNeeded {
+	if free, err := host.FreeBytes(dir); err == nil && free < roomNeeded {
 		return unix.ENOSPC
 	}
-	watched, stop := whileRoom(ctx, b.dir)
+	watched, stop := whileRoom(ctx, dir)
 	defer stop()
 	err := host.Run(watched, host.Command{
 		Path: "mmdebstrap", Args: args, Env: env, Stdin: strings.NewReader(list), Stdout: to, Stderr: &stages{to: b.progress},
