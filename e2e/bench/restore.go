@@ -165,7 +165,7 @@ func identify(channel string) error {
 	}
 	defer g.Close()
 	return g.Call(ctx, proto.MethodConfigure, proto.Configure{
-		VMID: "by-hand", Hostname: "by-hand", MachineID: "0123456789abcdef0123456789abcdef", UnixNanos: time.Now().UnixNano(), GrowRoot: true,
+		VMID: "by-hand", Hostname: "by-hand", MachineID: "0123456789abcdef0123456789abcdef", UnixNanos: time.Now().UnixNano(),
 		Entropy: make([]byte, 64), Clone: &proto.Clone{BootID: "5f0c7a86-33ad-4c1c-9d4b-1d0f8e6f3a11", Shed: true},
 	}, nil)
 }
