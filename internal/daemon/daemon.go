@@ -259,12 +259,20 @@ func connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) 
 	if err != nil {
 		return nil, err
 	}
-	return guest.Connect(ctx, conn)
+	return agentOr(guest.Connect(ctx, conn))
+}
+
+// agentOr gives no guest with an error: an agent that is nil would be one.
+func agentOr(a *guest.Agent, err error) (vm.Guest, error) {
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // reconnect tries again and again, for QEMU can leave a port stuck whose last client went.
 func reconnect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (vm.Guest, error) {
-	return guest.Dial(ctx, dial)
+	return agentOr(guest.Dial(ctx, dial))
 }
 
 // drainLimit bounds how long an ending daemon waits for cancelled operations to undo
