@@ -134,7 +134,10 @@ func retire(old, dir string) error {
 		return os.RemoveAll(old)
 	}
 	previous := dir + previousSuffix
-	err := errors.Join(host.Fault("drop the bundle before the last"), os.RemoveAll(previous))
+	err := host.Fault("drop the bundle before the last")
+	if err == nil {
+		err = os.RemoveAll(previous)
+	}
 	if err == nil {
 		err = host.Fault("keep the last bundle")
 	}
@@ -172,7 +175,7 @@ func (in *installation) commit(next Record, hold Holder) error {
 			err = writeSynced(filepath.Join(in.stage, recordFile), b, 0o644)
 		}
 		if err == nil {
-			err = shelf.SyncDir(in.stage)
+			err = syncTree(in.stage)
 		}
 		if err != nil {
 			return err
@@ -184,7 +187,10 @@ func (in *installation) commit(next Record, hold Holder) error {
 		}
 		before := in.unlock
 		in.unlock = func() { unlock(); before() }
-		if err := errors.Join(host.Fault("put a bundle in place"), replaceDir(in.stage, in.dir)); err != nil {
+		if err := host.Fault("put a bundle in place"); err != nil {
+			return err
+		}
+		if err := replaceDir(in.stage, in.dir); err != nil {
 			return err
 		}
 		return retire(in.stage, in.dir)
@@ -203,17 +209,6 @@ func (in *installation) keep(next *Record, keep []string) error {
 			}
 		}
 	}
-	kept := next.Artefacts[:0]
-	for _, a := range next.Artefacts {
-		if strings.HasPrefix(a.Name, keptPrefix) && !slices.Contains(keep, a.Files[0].Path) { // no longer needed
-			if err := os.Remove(filepath.Join(in.stage, filepath.FromSlash(a.Files[0].Path))); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-			continue
-		}
-		kept = append(kept, a)
-	}
-	next.Artefacts = kept
 	for _, p := range keep {
 		old, ok := now[p]
 		if !ok {
@@ -321,7 +316,7 @@ func Rollback(dir string, hold Holder) (err error) {
 		if err := in.keep(&next, keep); err != nil {
 			return err
 		}
-		if err := next.write(previous); err != nil {
+		if err := errors.Join(next.write(previous), syncTree(previous)); err != nil {
 			return err
 		}
 		return unwritable(dir, replaceDir(previous, dir))

@@ -178,6 +178,10 @@ func TestInstallKeepsWhatOthersNeed(t *testing.T) {
 	if r, err := ReadRecord(dir); err != nil || len(r.Files()) != len(sample(30)) {
 		t.Errorf("%d files are left, %v", len(r.Files()), err)
 	}
+	if err := Rollback(dir, nobody); err != nil {
+		t.Fatal(err)
+	}
+	stays("after that was taken back", sample(20))
 }
 
 // However an installation was cut short, the next one and a rollback find either bundle whole,

@@ -9,12 +9,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"banger/internal/image/shelf"
 )
 
 const (
@@ -148,7 +152,7 @@ func (u *unpacking) all(in *tar.Reader) error {
 			return err
 		}
 	}
-	return syncTree(u.root, ".")
+	return nil
 }
 
 // syncFile waits until a file is on the disk. That it could not be written there is told to who
@@ -224,22 +228,11 @@ func writeSparse(out *os.File, b, zeros []byte, at int64) error {
 }
 
 // syncTree makes directories as durable as the files in them.
-func syncTree(root *os.Root, dir string) error {
-	d, err := root.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	entries, err := d.ReadDir(-1)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			if err := syncTree(root, path.Join(dir, e.Name())); err != nil {
-				return err
-			}
+func syncTree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
 		}
-	}
-	return d.Sync()
+		return shelf.SyncDir(path)
+	})
 }
