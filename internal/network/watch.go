@@ -28,17 +28,17 @@ func (b *Bridge) Watch() error {
 	b.watched.Go(func() {
 		var again <-chan time.Time
 		for {
-			retry, pause := false, shortPause
+			retry := false
 			select {
 			case <-filters:
 			case <-rest:
-				pause = longPause
+				linger(filters, done, restPause)
 			case <-again:
 				retry = true
 			case <-done:
 				return
 			}
-			if again = nil; !b.mend(done, retry, pause) {
+			if again = nil; !b.mend(done, retry) {
 				again = time.After(b.retryAfter)
 			}
 		}
@@ -131,14 +131,23 @@ func othersLinks(m netlink.Message) bool {
 // which guests are not filtered, and of the rest, of which the start of a VM has its part. To look
 // takes milliseconds that a VM could start in.
 const (
-	shortPause = 200 * time.Millisecond
-	longPause  = time.Second
+	pause     = 200 * time.Millisecond
+	restPause = 800 * time.Millisecond // beside that
 )
+
+// linger lets changes of the rest come to an end, unless rules change too, which wait for nothing.
+func linger(filters, done <-chan struct{}, limit time.Duration) {
+	select {
+	case <-time.After(limit):
+	case <-filters:
+	case <-done:
+	}
+}
 
 // mend sets right what is not as it was made, after a pause. It tells
 // whether all is as it should be; what could not be set before is tried when that is asked for,
 // not at every turn.
-func (b *Bridge) mend(done <-chan struct{}, retry bool, pause time.Duration) bool {
+func (b *Bridge) mend(done <-chan struct{}, retry bool) bool {
 	select {
 	case <-time.After(pause):
 	case <-done:

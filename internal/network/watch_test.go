@@ -2,6 +2,7 @@ package network
 
 import (
 	"testing"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -32,5 +33,19 @@ func TestOthersLinks(t *testing.T) {
 		if got := othersLinks(tt.m); got != tt.want {
 			t.Errorf("%s: it counts: %v", tt.what, got)
 		}
+	}
+}
+
+// Rules that change wait for nothing that something else does.
+func TestLinger(t *testing.T) {
+	filters, done := make(chan struct{}, 1), make(chan struct{})
+	filters <- struct{}{}
+	linger(filters, done, time.Hour)
+	close(done)
+	linger(filters, done, time.Hour)
+	begin := time.Now()
+	linger(filters, nil, time.Millisecond)
+	if time.Since(begin) < time.Millisecond {
+		t.Error("what goes on is not let come to an end")
 	}
 }

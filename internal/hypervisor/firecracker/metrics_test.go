@@ -2,7 +2,9 @@ package firecracker
 
 import (
 	"context"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,27 +103,47 @@ func TestAdoptWithoutMetrics(t *testing.T) {
 	echo(t, m)
 }
 
-// Whoever asks while others do is answered too: each has told Firecracker to tell, and hears it.
-func TestManyReportsAtOnce(t *testing.T) {
-	m, err := launch(t, fake(t, script{}), goodSpec(t))
+// Two who ask at once both hear of a line that comes.
+func TestTwoAskAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	if err := makePipe(dir, metricsPipe); err != nil {
+		t.Fatal(err)
+	}
+	w, err := openPipe(dir, metricsPipe, unix.O_RDWR)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const askers, times = 8, 20
+	defer w.Close()
+	m, err := openMeter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	var asked, told sync.WaitGroup
+	asked.Add(2)
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		asked.Done()
+		asked.Wait()
+	}))
+	defer server.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	var all sync.WaitGroup
-	for range askers {
-		all.Go(func() {
-			for range times {
-				if r := m.Report(ctx); r.Devices == nil {
-					t.Error("it counts nothing")
-					return
-				}
+	for range 2 {
+		told.Go(func() {
+			api := newClient(func(ctx context.Context) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp", server.Listener.Addr().String())
+			})
+			defer api.close()
+			if d, err := m.now(ctx, api); err != nil || d.DiskReadBytes != 5 {
+				t.Errorf("it counts %+v, %v", d, err)
 			}
 		})
 	}
-	all.Wait()
+	asked.Wait()
+	if _, err := w.WriteString(`{"block":{"read_bytes":5}}` + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	told.Wait()
 }
 
 // What a machine that was taken over writes takes no memory and holds nothing up.
