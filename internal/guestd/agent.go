@@ -44,7 +44,7 @@ type identity struct {
 	configured bool
 	ssh        func() (*sshIdentity, error)
 	env        []string        // of every command
-	net        proto.Configure // of which what it said of the network counts
+	net        proto.Configure // what it said of the network, and nothing else
 }
 
 // configuredEnv is what every command finds in its environment.

@@ -30,7 +30,8 @@ func (a *Agent) configure(c proto.Configure) error {
 	if err := checkConfigure(c); err != nil {
 		return err
 	}
-	ssh := sync.OnceValues(func() (*sshIdentity, error) { return newSSHIdentity(c.SSHHostKey, c.AuthorizedKeys) })
+	hostKey, authorized := c.SSHHostKey, c.AuthorizedKeys
+	ssh := sync.OnceValues(func() (*sshIdentity, error) { return newSSHIdentity(hostKey, authorized) })
 	if c.Clone == nil { // whose user waits, and may never want it
 		if _, err := ssh(); err != nil {
 			return errs.New(errs.Invalid, "the SSH keys for the guest").Because(err)
@@ -69,7 +70,9 @@ func (a *Agent) configure(c proto.Configure) error {
 		a.runHooks(c)
 	}
 	a.mu.Lock()
-	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env, net: c}
+	// Its entropy is not kept: a machine that is saved would have it for all who go on from it.
+	a.id = identity{vmID: c.VMID, configured: true, ssh: ssh, env: c.Env,
+		net: proto.Configure{Links: c.Links, Nameservers: c.Nameservers, Search: c.Search}}
 	a.mu.Unlock()
 	if !was.configured && a.Configured != nil {
 		a.Configured()

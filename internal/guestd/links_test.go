@@ -119,6 +119,28 @@ func allOf(t *testing.T, l netlink.Link) (all []string) {
 	return all
 }
 
+// In a subnet that has no address for all, that of a clone, or of its only neighbour, is none.
+func TestRelinkTinySubnets(t *testing.T) {
+	withEth0(t)
+	mac := "02:00:00:00:00:07"
+	for _, address := range []string{"192.168.7.8/31", "192.168.7.9/32"} {
+		bare, err := bareLinks()
+		if err == nil {
+			err = relink(bare, []proto.Link{{MAC: mac, OldMAC: mac, Addresses: []string{address}}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := allOf(t, eth0); !slices.Contains(got, address+" <nil>") {
+			t.Errorf("with %s it has %q", address, got)
+		}
+	}
+}
+
 // What the kernel refuses is told.
 func TestRelinkRefused(t *testing.T) {
 	withEth0(t)

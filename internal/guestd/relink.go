@@ -145,7 +145,10 @@ func (b *batch) link(had bareLink, l proto.Link) error {
 		message := append([]byte{family(p.Addr()), byte(p.Bits()), 0, unix.RT_SCOPE_UNIVERSE}, number...)
 		attributes := []attribute{{unix.IFA_ADDRESS, p.Addr().AsSlice()}}
 		if p.Addr().Is4() {
-			attributes = append(attributes, attribute{unix.IFA_LOCAL, p.Addr().AsSlice()}, attribute{unix.IFA_BROADCAST, broadcast(p)})
+			attributes = append(attributes, attribute{unix.IFA_LOCAL, p.Addr().AsSlice()})
+			if p.Bits() < 31 { // a smaller subnet has none (RFC 3021)
+				attributes = append(attributes, attribute{unix.IFA_BROADCAST, broadcast(p)})
+			}
 		} else {
 			message[2] = unix.IFA_F_NODAD
 		}

@@ -72,12 +72,17 @@ func (a *Agent) serveSSH(s *channel.Stream) {
 	a.mu.Lock()
 	identity := a.id.ssh
 	a.mu.Unlock()
-	if identity == nil {
-		identity = func() (*sshIdentity, error) { return nil, nil }
+	var id *sshIdentity
+	var err error
+	if identity != nil {
+		id, err = identity()
 	}
-	id, err := identity()
+	if err != nil {
+		a.Log.Printf("ssh: refused: %v", err)
+		return
+	}
 	if id == nil {
-		a.Log.Printf("ssh: refused, no host key is configured: %v", err)
+		a.Log.Printf("ssh: refused, no host key is configured")
 		return
 	}
 	timer := time.AfterFunc(sshHandshakeTimeout, func() { s.Reset() })
