@@ -34,7 +34,7 @@ var suites = []suite{
 	{pkg: "internal/dns/publish", tests: "RealResolved", short: true, limit: 5 * time.Minute},
 	// With TCG inside of TCG nothing is proven and a boot takes a minute.
 	{pkg: "internal/hypervisor/qemu", tests: "KVM", limit: 15 * time.Minute},
-	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", limit: 15 * time.Minute},
+	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", long: "Stream", limit: 30 * time.Minute},
 	{pkg: "internal/hypervisor/proof", tests: "KVM", short: true, limit: 5 * time.Minute},
 	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|DeviceMapper|Firecracker$|FirecrackerWarm|FirecrackerSettings|ConnectionsOutlive", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
 	{pkg: "e2e/installed", tests: "TestPackage", limit: 15 * time.Minute},

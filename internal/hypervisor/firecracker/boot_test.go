@@ -22,17 +22,26 @@ func needFirecracker(t *testing.T) {
 	}
 }
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { suite(t).Run(t) }
+
+func TestStreamOfAGiB(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: it takes minutes")
+	}
+	suite(t).Stream(t)
+}
+
+func suite(t *testing.T) hypervisortest.Suite {
 	needFirecracker(t)
 	kernel, modules := hypervisortest.Bundle(t)
-	hypervisortest.Suite{
+	return hypervisortest.Suite{
 		New:       func() hypervisor.Hypervisor { return named(DefaultBinary) },
 		Accel:     hypervisor.KVM,
 		Saves:     true,
 		Jails:     true,
 		Kernel:    kernel,
 		Initramfs: hypervisortest.Initramfs(t, modules),
-	}.Run(t)
+	}
 }
 
 // The oldest version that is supported has no ACPI, so Debian's kernel finds no device there

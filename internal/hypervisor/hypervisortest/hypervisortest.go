@@ -50,6 +50,7 @@ func (s Suite) Run(t *testing.T) {
 	t.Run("kill", s.testKill)
 	t.Run("killed by others", s.testKilledByOthers)
 	t.Run("failed launch", s.testFailedLaunch)
+	t.Run("bad initramfs", s.testBadInitramfs)
 	if s.Saves {
 		t.Run("saved", s.testSaved)
 	}
@@ -557,29 +558,6 @@ func (s Suite) testKilledByOthers(t *testing.T) {
 	waitDone(t, m)
 	if e := m.Exit(); e.Clean || !strings.Contains(e.Reason, "signal 9") {
 		t.Errorf("exit %+v", e)
-	}
-	wantOnlyLogs(t, spec.Dir)
-}
-
-func (s Suite) testFailedLaunch(t *testing.T) {
-	spec := s.Spec(t.TempDir())
-	garbage := filepath.Join(t.TempDir(), "vmlinux")
-	if err := os.WriteFile(garbage, []byte("no kernel"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	spec.Kernel = garbage
-	if m, err := s.New().Launch(bounded(t), spec); errs.KindOf(err) != errs.Unavailable || errs.HintOf(err) == "" {
-		t.Errorf("a kernel of garbage: %v, %v", m, err)
-	} else {
-		t.Log(err)
-	}
-	wantOnlyLogs(t, spec.Dir)
-
-	spec = s.Spec(t.TempDir())
-	cancelled, cancel := context.WithCancel(t.Context())
-	cancel()
-	if m, err := s.New().Launch(cancelled, spec); !errors.Is(err, context.Canceled) {
-		t.Errorf("a cancelled launch: %v, %v", m, err)
 	}
 	wantOnlyLogs(t, spec.Dir)
 }

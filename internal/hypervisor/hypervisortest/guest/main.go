@@ -19,6 +19,7 @@ import (
 
 	"banger/internal/guest/proto"
 	"banger/internal/guestd/knock"
+	"banger/internal/hypervisor/hypervisortest/pattern"
 )
 
 const moduleList = "/banger/modules"
@@ -207,6 +208,18 @@ func serve(p io.ReadWriter) error {
 		case "forget":
 			clear(filled)
 			fmt.Fprintln(p, "ok")
+		case "pour": // that many bytes, of no secret order
+			n, _ := strconv.ParseInt(arg, 10, 64)
+			if _, err := io.CopyN(p, new(pattern.Pattern), n); err != nil {
+				return err
+			}
+		case "drink": // that many bytes, which follow, and tell their sum
+			n, _ := strconv.ParseInt(arg, 10, 64)
+			sum := crc32.NewIEEE()
+			if _, err := io.CopyN(sum, in, n); err != nil {
+				return err
+			}
+			fmt.Fprintf(p, "%x\n", sum.Sum32())
 		case "cmdline":
 			b, _ := os.ReadFile("/proc/cmdline")
 			p.Write(b)
