@@ -182,12 +182,13 @@ func diskArguments(i int, d hypervisor.Disk) []string {
 	return append(args, "-device", "virtio-blk-pci,iothread=io,werror=stop,drive="+top)
 }
 
-// limitArguments lay a node that holds up what is more than the limit on a disk's.
+// limitArguments lay a node that holds up what is more than the limit on a disk's. Each node lets
+// through what is discarded only if it is told to.
 func limitArguments(disk string, l hypervisor.Limit) []string {
 	group := disk + "-limit"
 	return []string{
 		"-object", fmt.Sprintf("throttle-group,id=%s,x-bps-total=%d,x-iops-total=%d", group, l.Bytes, l.Requests),
-		"-blockdev", fmt.Sprintf("throttle,node-name=%s-limited,throttle-group=%s,file=%s", disk, group, disk),
+		"-blockdev", fmt.Sprintf("throttle,node-name=%s-limited,throttle-group=%s,file=%s,discard=unmap", disk, group, disk),
 	}
 }
 

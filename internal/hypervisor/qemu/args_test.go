@@ -205,7 +205,7 @@ func TestArguments(t *testing.T) {
 	after("-object", "memory-backend-memfd,id=pc.ram,size=536870912,hugetlb=on,hugetlbsize=2M")
 	after("-machine", "q35,usb=off,vmport=off,sata=off,smbus=off,smm=off,memory-backend=pc.ram")
 	after("-object", "throttle-group,id=disk0-limit,x-bps-total=1048576,x-iops-total=10")
-	after("-blockdev", "throttle,node-name=disk0-limited,throttle-group=disk0-limit,file=disk0")
+	after("-blockdev", "throttle,node-name=disk0-limited,throttle-group=disk0-limit,file=disk0,discard=unmap")
 	after("-device", "virtio-blk-pci,iothread=io,werror=stop,drive=disk0-limited")
 	after("-device", "virtio-blk-pci,iothread=io,werror=stop,drive=disk1")
 }
