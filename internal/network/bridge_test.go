@@ -58,6 +58,10 @@ func TestGuestsReachWhatTheyMay(t *testing.T) {
 		t.Errorf("the cloud's secrets: %q", got)
 	}
 	w.reaches(here, gateway+":8080", "host to "+gateway)
+	from := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP(gateway)}}
+	if got := askBy(from, here, webServer+":80"); got != "web to "+hostOnLAN {
+		t.Errorf("what the host asks from its address among the guests: %q", got)
+	}
 	w.route(w.lan, w.subnet.String(), hostOnLAN)
 	w.blocked(w.lan, a.web())
 	w.blocked(w.lan, gateway+":8080") // nor is what the host has there for its guests

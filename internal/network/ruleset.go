@@ -99,6 +99,7 @@ func ipTable(c Config, ports []Port, opened []string) Table {
 				{"guests may ask the host's DNS", []Clause{in, destination(gateway), port("udp", 53), accept()}},
 				{"guests may ask the host's DNS by TCP", []Clause{in, destination(gateway), port("tcp", 53), accept()}},
 				{"guests reach nothing else of the host", []Clause{in, drop()}},
+				{"answers reach what the host has for guests", []Clause{destination(gateway), established(), accept()}},
 				{"nobody else reaches what the host has for guests", []Clause{inputInterface(c.Bridge, false), inputInterface("lo", false), destination(gateway), drop()}},
 			}},
 			{Name: "forward", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Rules: []Rule{

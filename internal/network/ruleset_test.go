@@ -24,6 +24,7 @@ func TestRulesAreAValue(t *testing.T) {
 		iifname "banger0" ip daddr 10.1.0.1 udp dport 53 accept
 		iifname "banger0" ip daddr 10.1.0.1 tcp dport 53 accept
 		iifname "banger0" drop
+		ip daddr 10.1.0.1 ct state established,related accept
 		iifname != "banger0" iifname != "lo" ip daddr 10.1.0.1 drop
 	}
 	chain forward {

@@ -25,24 +25,7 @@ func (b *Bridge) Watch() error {
 	filters, rest, done := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 	b.watched.Go(func() { hear(rules, filters, othersRules) })
 	b.watched.Go(func() { hear(routes, rest, othersLinks) })
-	b.watched.Go(func() {
-		var again <-chan time.Time
-		for {
-			retry := false
-			select {
-			case <-filters:
-			case <-rest:
-				linger(filters, done, restPause)
-			case <-again:
-				retry = true
-			case <-done:
-				return
-			}
-			if again = nil; !b.mend(done, retry) {
-				again = time.After(b.retryAfter)
-			}
-		}
-	})
+	b.watched.Go(func() { follow(filters, rest, done, b.retryAfter, b.mend) })
 	b.stop = func() {
 		b.stop = func() {}
 		close(done)
@@ -131,28 +114,46 @@ func othersLinks(m netlink.Message) bool {
 // which guests are not filtered, and of the rest, of which the start of a VM has its part. To look
 // takes milliseconds that a VM could start in.
 const (
-	pause     = 200 * time.Millisecond
-	restPause = 800 * time.Millisecond // beside that
+	shortPause = 200 * time.Millisecond
+	longPause  = time.Second
 )
 
-// linger lets changes of the rest come to an end, unless rules change too, which wait for nothing.
-func linger(filters, done <-chan struct{}, limit time.Duration) {
-	select {
-	case <-time.After(limit):
-	case <-filters:
-	case <-done:
+// follow calls mend once changes have had time to come to an end, and again while that tells that
+// not all is as it should be: a time after it first did, however much changes meanwhile.
+func follow(filters, rest, done <-chan struct{}, retryAfter time.Duration, mend func(retry bool) bool) {
+	var due, again <-chan time.Time
+	soon := false // due is for filters, which do not wait for the rest
+	for {
+		retry := false
+		select {
+		case <-filters:
+			if !soon {
+				due, soon = time.After(shortPause), true
+			}
+			continue
+		case <-rest:
+			if due == nil {
+				due = time.After(longPause)
+			}
+			continue
+		case <-due:
+			due, soon = nil, false
+		case <-again:
+			again, retry = nil, true
+		case <-done:
+			return
+		}
+		if mend(retry) {
+			again = nil
+		} else if again == nil {
+			again = time.After(retryAfter)
+		}
 	}
 }
 
-// mend sets right what is not as it was made, after a pause. It tells
-// whether all is as it should be; what could not be set before is tried when that is asked for,
-// not at every turn.
-func (b *Bridge) mend(done <-chan struct{}, retry bool) bool {
-	select {
-	case <-time.After(pause):
-	case <-done:
-		return true
-	}
+// mend sets right what is not as it was made. It tells whether all is as it should be; what could
+// not be set before is tried when that is asked for, not at every turn.
+func (b *Bridge) mend(retry bool) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.ports) == 0 {

@@ -1,7 +1,9 @@
 package network
 
 import (
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -36,16 +38,52 @@ func TestOthersLinks(t *testing.T) {
 	}
 }
 
-// Rules that change wait for nothing that something else does.
-func TestLinger(t *testing.T) {
-	filters, done := make(chan struct{}, 1), make(chan struct{})
-	filters <- struct{}{}
-	linger(filters, done, time.Hour)
-	close(done)
-	linger(filters, done, time.Hour)
-	begin := time.Now()
-	linger(filters, nil, time.Millisecond)
-	if time.Since(begin) < time.Millisecond {
-		t.Error("what goes on is not let come to an end")
+// Filters are looked at soon, also while the rest is let come to an end, and what could not be set
+// is tried again though things change all the time.
+func TestFollow(t *testing.T) {
+	for _, tt := range []struct {
+		what         string
+		filters      []time.Duration // when something changes
+		rest         []time.Duration
+		fineFrom     time.Duration
+		looks, tries []time.Duration
+	}{
+		{what: "rules change", filters: []time.Duration{0}, looks: []time.Duration{shortPause}},
+		{what: "a burst", filters: []time.Duration{0, shortPause / 2}, rest: []time.Duration{0, shortPause / 2}, looks: []time.Duration{shortPause}},
+		{what: "a link changes", rest: []time.Duration{0}, looks: []time.Duration{longPause}},
+		{what: "rules change after a link", rest: []time.Duration{0}, filters: []time.Duration{longPause / 2}, looks: []time.Duration{longPause/2 + shortPause}},
+		{
+			what: "links change while something can't be set", rest: []time.Duration{0, 4 * time.Second, 8 * time.Second}, fineFrom: 10 * time.Second,
+			looks: []time.Duration{longPause, 4*time.Second + longPause, 8*time.Second + longPause}, tries: []time.Duration{longPause + retryAfter},
+		},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				filters, rest, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+				begin := time.Now()
+				var looks, tries []time.Duration
+				go follow(filters, rest, done, retryAfter, func(retry bool) bool {
+					at := time.Since(begin)
+					if retry {
+						tries = append(tries, at)
+					} else {
+						looks = append(looks, at)
+					}
+					return at >= tt.fineFrom
+				})
+				for _, at := range tt.filters {
+					time.AfterFunc(at, func() { filters <- struct{}{} })
+				}
+				for _, at := range tt.rest {
+					time.AfterFunc(at, func() { rest <- struct{}{} })
+				}
+				time.Sleep(time.Minute)
+				close(done)
+				synctest.Wait()
+				if !slices.Equal(looks, tt.looks) || !slices.Equal(tries, tt.tries) {
+					t.Errorf("it looked after %v and tried after %v, not after %v and %v", looks, tries, tt.looks, tt.tries)
+				}
+			})
+		})
 	}
 }

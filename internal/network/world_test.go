@@ -231,14 +231,18 @@ const patience = 5 * time.Second
 const refusal = 700 * time.Millisecond
 
 // ask gets a web page from within a namespace; empty if there is no answer in time.
-func ask(ns netns.NsHandle, address string, limit time.Duration) (answer string) {
+func ask(ns netns.NsHandle, address string, limit time.Duration) string {
+	return askBy(net.Dialer{Timeout: limit}, ns, address)
+}
+
+func askBy(dialer net.Dialer, ns netns.NsHandle, address string) (answer string) {
 	_ = networktest.In(ns, func() error {
-		conn, err := net.DialTimeout("tcp4", address, limit)
+		conn, err := dialer.Dial("tcp4", address)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(limit))
+		conn.SetDeadline(time.Now().Add(dialer.Timeout))
 		fmt.Fprintf(conn, "GET / HTTP/1.0\r\n\r\n")
 		b, err := io.ReadAll(conn)
 		_, answer, _ = strings.Cut(string(b), "\r\n\r\n")
