@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -53,7 +54,7 @@ func writeNew(path string, fill func(*os.File) error) error {
 func makeError(dir string, err error) error {
 	var told *errs.Error
 	switch {
-	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || strings.Contains(err.Error(), "No space left on device"): // qemu-img's
 		return errs.New(errs.Unavailable, "there is no room for a disk in %s", dir).Because(err).
 			Try("free some space there: banger rm removes VMs, banger image rm images")
 	case errors.As(err, &told), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
