@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"strings"
 	"testing"
 
@@ -113,6 +114,7 @@ func TestPackage(t *testing.T) {
 		{"an owner", testOwner},
 		{"a daemon of one's own", testUser},
 		{"nothing else on the host", func(t *testing.T) { is(t, "", "banger system census") }},
+		{"ready for a reboot", testReady},
 	} {
 		if !t.Run(step.name, step.do) {
 			return // each stands on those before
@@ -130,6 +132,7 @@ func testInstalled(t *testing.T) {
 	is(t, "enabled\nenabled", "systemctl is-enabled bangerd.socket bangerd.service")
 	is(t, "root root 700", "stat -c '%U %G %a' /var/lib/banger")
 	is(t, "root 600", "stat -c '%U %a' /run/banger/bangerd.sock")
+	sh(t, "systemd-analyze security --no-pager --threshold=49 bangerd.service") // that is OK, in its words
 	if out, err := try("banger run --rm -- true"); err == nil || !strings.Contains(err.Error(), "banger runtime") {
 		t.Errorf("without a runtime bundle a run says %q, %v", out, err)
 	}
@@ -156,8 +159,26 @@ func testSocket(t *testing.T) {
 // Confinement is whole under the unit's hardening, and no other unit of systemd's, nor systemd
 // itself when it reads its units again, takes a limit away.
 func testConfined(t *testing.T) {
+	sh(t, "banger run -d --backend qemu --disk-driver dm --name old --image tiny")
+	for name, backend := range map[string]string{"web": "firecracker", "old": "qemu"} {
+		if v := inspect(t, name); v.Backend != backend || v.Disk.Driver != "dm" || v.Network.Mode != "bridge" {
+			t.Errorf("%s is run by %s on a disk of %s, on a network of %s", name, v.Backend, v.Disk.Driver, v.Network.Mode)
+		}
+		testLimits(t, name)
+	}
+	sh(t, "banger rm -f old")
+	is(t, "", "banger system census")
+	// It sees how the clock is kept, which the unit forbids it to ask the kernel.
+	for _, c := range read[[]api.Check](t, "banger doctor --json || true") {
+		if c.Name == "time" && strings.Contains(c.Detail, "permitted") {
+			t.Errorf("doctor: %+v", c)
+		}
+	}
+}
+
+func testLimits(t *testing.T, name string) {
 	limits := func() [3]int64 {
-		v := inspect(t, "web")
+		v := inspect(t, name)
 		c := v.Confinement
 		if v.Accel != "kvm" || len(v.Notes) > 0 || c == nil || c.MemoryMaxBytes == nil || c.CPUsMax == nil || c.ProcessesMax == nil {
 			t.Fatalf("a VM of the service's: %s, notes %q, %+v", v.Accel, v.Notes, c)
@@ -172,10 +193,13 @@ func testConfined(t *testing.T) {
 	if after := limits(); after != before {
 		t.Errorf("limits were %v and are %v", before, after)
 	}
-	cgroup := sh(t, fmt.Sprintf("cat /proc/%d/cgroup", inspect(t, "web").PID))
-	if strings.Contains(cgroup, "bangerd.service") {
-		t.Errorf("it ends with the daemon's cgroup: %s", cgroup)
+	// It is in a unit that systemd knows, and that does not end with the daemon's.
+	cgroup := sh(t, fmt.Sprintf("cat /proc/%d/cgroup", inspect(t, name).PID))
+	slice, unit := path.Split(strings.TrimPrefix(cgroup, "0::"))
+	if slice != "/banger.slice/" || !strings.HasSuffix(unit, ".scope") {
+		t.Errorf("its cgroup is %s", cgroup)
 	}
+	is(t, "active", "systemctl is-active '"+unit+"'")
 }
 
 func testNames(t *testing.T) {
@@ -261,4 +285,13 @@ func testUser(t *testing.T) {
 	sh(t, as(dev, "banger rm -f mine"))
 	is(t, "", as(dev, "banger system census; systemctl --user stop bangerd.socket bangerd.service"))
 	sh(t, "loginctl disable-linger "+dev+"; loginctl terminate-user "+dev+" || true")
+}
+
+// bootBefore is a file with the guest's boot before the reboot of the host.
+const bootBefore = "/var/tmp/boot-before"
+
+// TestReboot, which the lab runs when it has been booted again, finds what this leaves.
+func testReady(t *testing.T) {
+	sh(t, "banger exec web -- sh -c 'echo before > /kept; sync'")
+	sh(t, guestBoot+" > "+bootBefore)
 }

@@ -109,7 +109,14 @@ func (l *lab) test(ctx context.Context, o options) (err error) {
 	var r report
 	for _, s := range chosen {
 		fmt.Printf("=== %s\n", s)
-		l.runSuite(ctx, s, o.long, r.suite(s.String(), os.Stdout))
+		tests := r.suite(s.String(), os.Stdout)
+		l.runSuite(ctx, s, s.pattern(o.long), tests)
+		if s.after != "" && tests.failed == 0 && ctx.Err() == nil {
+			if err := l.command(ctx, "restart", vmName); err != nil {
+				return err
+			}
+			l.runSuite(ctx, s, s.after, tests)
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -169,11 +176,11 @@ func choose(all []suite, o options) ([]suite, error) {
 // bangerFailed is the exit code of banger exec when not the command failed but banger.
 const bangerFailed = 125
 
-// runSuite runs a suite in the lab and tells the report how it ended.
-func (l *lab) runSuite(ctx context.Context, s suite, long bool, r *suiteReport) {
+// runSuite runs tests of a suite in the lab and tells the report how they ended.
+func (l *lab) runSuite(ctx context.Context, s suite, tests string, r *suiteReport) {
 	limited, cancel := context.WithTimeout(ctx, s.limit+time.Minute) // the suite's own limit comes first, with a trace
 	defer cancel()
-	err := l.exec(limited, r, os.Stderr, s.command(long))
+	err := l.exec(limited, r, os.Stderr, s.command(tests))
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == bangerFailed && ctx.Err() == nil {
 		l.showConsole()
 	}

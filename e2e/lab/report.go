@@ -65,15 +65,17 @@ func (s *suiteReport) read(line string) {
 	}
 }
 
-// end takes how the suite's process ended. A suite that ran no test has failed too: most
+// end takes how a process of the suite ended. A suite that ran no test has failed too: most
 // likely its tests have other names by now.
 func (s *suiteReport) end(err error) {
-	s.err = err
 	if code, ok := errors.AsType[*exec.ExitError](err); ok && code.ExitCode() == 1 && s.failed > 0 {
-		s.err = errors.New("tests failed")
+		err = errors.New("tests failed")
 	}
 	if err == nil && s.passed+s.skipped == 0 {
-		s.err = errors.New("it has no such tests")
+		err = errors.New("it has no such tests")
+	}
+	if s.err == nil {
+		s.err = err
 	}
 }
 

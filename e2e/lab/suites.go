@@ -18,6 +18,7 @@ type suite struct {
 	tests string        // pattern of the tests to run, as of go test -run; "" for all
 	long  string        // pattern of tests that take many minutes: they are run on request too
 	short bool          // it is part of a short run: what is quick, and what only the lab can show
+	after string        // pattern of tests to run once the lab has been booted anew
 	limit time.Duration // of the whole suite; it is no measure, for the host may be busy
 }
 
@@ -37,7 +38,7 @@ var suites = []suite{
 	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", long: "Stream", limit: 30 * time.Minute},
 	{pkg: "internal/hypervisor/proof", tests: "KVM", short: true, limit: 5 * time.Minute},
 	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|DeviceMapper|Firecracker$|FirecrackerWarm|FirecrackerSettings|ConnectionsOutlive", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
-	{pkg: "e2e/installed", tests: "TestPackage", limit: 15 * time.Minute},
+	{pkg: "e2e/installed", tests: "TestPackage", after: "TestReboot|TestRemoval", limit: 15 * time.Minute},
 }
 
 func (s suite) String() string {
@@ -50,12 +51,16 @@ func (s suite) String() string {
 // binary is the name of the suite's compiled tests.
 func (s suite) binary() string { return strings.ReplaceAll(s.pkg, "/", "-") + ".test" }
 
-// command is how the suite is run in the lab: in a directory of its own, as go test does.
-func (s suite) command(long bool) []string {
-	tests := s.tests
+// pattern is that of its tests, without those after a reboot.
+func (s suite) pattern(long bool) string {
 	if long && s.long != "" {
-		tests += "|" + s.long
+		return s.tests + "|" + s.long
 	}
+	return s.tests
+}
+
+// command is how tests of the suite are run in the lab: in a directory of its own, as go test does.
+func (s suite) command(tests string) []string {
 	return []string{
 		"env", "-C", path.Join(inLab, "src", s.pkg),
 		"BANGER_LAB=1", // for tests that are about the lab itself

@@ -72,7 +72,8 @@ func TestWhatAKilledDaemonWasMakingIsRemoved(t *testing.T) {
 	if err := os.MkdirAll(jailed, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if lacking, _ := jail.Lacking(); lacking == "" {
+	_, err := os.Stat("/run/systemd/system") // it would be systemd's to make
+	if lacking, _ := jail.Lacking(); lacking == "" && err != nil {
 		drafts = append(drafts, jail.Group(jailed))
 		if err := os.MkdirAll(jail.Group(jailed), 0o755); err != nil {
 			t.Fatal(err)

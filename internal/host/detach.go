@@ -29,8 +29,6 @@ type Detached struct {
 	OneCPU bool
 	// Namespaces are those of which it gets new ones: CLONE_NEW… flags.
 	Namespaces uintptr
-	// Cgroup, unless nil, is the directory of the cgroup that it is started in.
-	Cgroup *os.File
 }
 
 // Child is a detached program that this process has started. Its parent stays this
@@ -66,9 +64,6 @@ func Detach(d Detached) (*Child, error) {
 	}
 	cmd.Stdout, cmd.Stderr = cmp.Or(d.Stdout, d.Log), d.Log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: d.Namespaces}
-	if d.Cgroup != nil {
-		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(d.Cgroup.Fd())
-	}
 	start := cmd.Start
 	if d.OneCPU {
 		start = func() error { return onOneCPU(cmd.Start) }

@@ -40,6 +40,9 @@ func Main() {
 func (o orders) carryOut(args []string) error {
 	// Whatever the daemon's is: the process is to get through its root's directories.
 	unix.Umask(0o022)
+	if err := o.Join.enter(o.Jail.Home, o.Jail.Limits); err != nil {
+		return err
+	}
 	// What is mounted from here on, nobody else sees, and the other way round.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("leave the host's mounts: %w", err)

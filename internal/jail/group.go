@@ -23,30 +23,37 @@ const groupRoot = "/sys/fs/cgroup"
 // period is that of CPU limits, in microseconds: the kernel's own default.
 const period = 100_000
 
-// Group is the cgroup of what has this home. Those whose homes lie in one directory are in one
-// that bears its hash, so that two daemons do not meet.
+// Group is the cgroup of what has this home, where they are not systemd's (see scope.go). Those
+// whose homes lie in one directory are in one that bears its hash, so that two daemons do not meet.
 func Group(home string) string {
 	return filepath.Join(groupsOf(filepath.Dir(home)), filepath.Base(home))
 }
 
-func groupsOf(dir string) string {
+func groupsOf(dir string) string { return filepath.Join(groupRoot, mark(dir)) }
+
+// mark tells those whose homes lie in this directory from others.
+func mark(dir string) string {
 	sum := sha256.Sum256([]byte(dir))
-	return filepath.Join(groupRoot, "banger-"+hex.EncodeToString(sum[:4]))
+	return "banger-" + hex.EncodeToString(sum[:4])
 }
 
 // controllers are those that limits need.
 var controllers = []string{"memory", "pids", "cpu"}
 
 // Lacking names the controllers that this host has not, and why; "" if it has all. Those that
-// are there and not in use it switches on.
+// are there and not in use it switches on, unless systemd does.
 func Lacking() (names, why string) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(groupRoot, &st); err != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
 		return strings.Join(controllers, ", "), "there is no hierarchy of cgroups of version 2 at " + groupRoot
 	}
+	check := enable
+	if systemdRuns() {
+		check = offers
+	}
 	var lack []string
 	for _, c := range controllers {
-		if err := enable(groupRoot, c); err != nil {
+		if err := check(groupRoot, c); err != nil {
 			lack, why = append(lack, c), err.Error()
 		}
 	}
@@ -62,14 +69,21 @@ func enable(group, controller string) error {
 	return set(group, name, "+"+controller)
 }
 
+// offers returns an error unless a controller can limit what is below a cgroup.
+func offers(group, controller string) error {
+	all, err := os.ReadFile(filepath.Join(group, "cgroup.controllers"))
+	if err == nil && !slices.Contains(strings.Fields(string(all)), controller) {
+		err = fmt.Errorf("the kernel offers only %s there", strings.TrimSpace(string(all)))
+	}
+	return err
+}
+
 // setting is a limit, as a cgroup has it.
 type setting struct{ controller, file, value string }
 
 func (l Limits) settings() (all []setting) {
 	if l.MemoryBytes > 0 {
-		all = append(all, setting{"memory", "memory.max", strconv.FormatInt(l.MemoryBytes, 10)},
-			// A VMM that has lost one of its threads is of no use.
-			setting{"memory", "memory.oom.group", "1"})
+		all = append(all, setting{"memory", "memory.max", strconv.FormatInt(l.MemoryBytes, 10)})
 	}
 	if l.Processes > 0 {
 		all = append(all, setting{"pids", "pids.max", strconv.Itoa(l.Processes)})
@@ -80,15 +94,24 @@ func (l Limits) settings() (all []setting) {
 	return all
 }
 
-// makeGroup makes the cgroup of home, with those limits that the host can set, and opens it.
-// A host that can set none has none: nil.
-func makeGroup(home string, l Limits) (_ *os.File, err error) {
+// join is how a process gets into its cgroup.
+type join struct {
+	Group string // the cgroup, which is there
+	Scope bool   // systemd makes it
+}
+
+// prepare makes the cgroup of home, with those limits that the host can set, unless systemd is to
+// make it. Where the host can set none there is none to join.
+func prepare(home string, l Limits) (_ join, err error) {
 	lacking, _ := Lacking()
 	if lacking == strings.Join(controllers, ", ") {
-		return nil, nil
+		return join{}, nil
 	}
 	if err := RemoveGroup(home); err != nil { // of an earlier life
-		return nil, err
+		return join{}, err
+	}
+	if systemdRuns() {
+		return join{Scope: true}, nil
 	}
 	group := Group(home)
 	const tries = 3 // whoever removes the last of its kind takes their parent away
@@ -98,7 +121,7 @@ func makeGroup(home string, l Limits) (_ *os.File, err error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make a cgroup: %w", err)
+		return join{}, fmt.Errorf("make a cgroup: %w", err)
 	}
 	for _, s := range l.settings() {
 		if !strings.Contains(lacking, s.controller) {
@@ -106,9 +129,23 @@ func makeGroup(home string, l Limits) (_ *os.File, err error) {
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("set the limits of a cgroup: %w", err), RemoveGroup(home))
+		return join{}, errors.Join(fmt.Errorf("set the limits of a cgroup: %w", err), RemoveGroup(home))
 	}
-	return os.Open(group)
+	return join{Group: group}, nil
+}
+
+// enter puts this process, which is that of home, into its cgroup.
+func (j join) enter(home string, l Limits) (err error) {
+	switch {
+	case j.Scope:
+		err = startScope(home, l)
+	case j.Group != "":
+		err = set(j.Group, "cgroup.procs", "0")
+	}
+	if err != nil {
+		return fmt.Errorf("enter its cgroup: %w", err)
+	}
+	return nil
 }
 
 func set(group, name, value string) error {
@@ -118,6 +155,9 @@ func set(group, name, value string) error {
 // RemoveGroup removes the cgroup of home, whose processes have ended. One that is not there is
 // passed over.
 func RemoveGroup(home string) error {
+	if systemdRuns() {
+		return stopScopes(home)
+	}
 	group := Group(home)
 	if err := os.Remove(group); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove a cgroup: %w", err)
@@ -128,6 +168,9 @@ func RemoveGroup(home string) error {
 
 // Groups lists the cgroups of homes in dir.
 func Groups(dir string) ([]host.Object, error) {
+	if systemdRuns() {
+		return scopes(dir)
+	}
 	entries, err := os.ReadDir(groupsOf(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -135,8 +178,12 @@ func Groups(dir string) ([]host.Object, error) {
 	var found []host.Object
 	for _, e := range entries {
 		if e.IsDir() {
-			found = append(found, host.Object{Kind: "cgroup", Name: filepath.Join(groupsOf(dir), e.Name()), Path: e.Name()})
+			found = append(found, groupObject(filepath.Join(groupsOf(dir), e.Name()), e.Name()))
 		}
 	}
 	return found, err
+}
+
+func groupObject(group, home string) host.Object {
+	return host.Object{Kind: "cgroup", Name: group, Path: home}
 }

@@ -84,6 +84,7 @@ type orders struct {
 	Jail    Jail
 	Program string
 	View    []string // files that it sees, read-only, beside those of Jail
+	Join    join
 }
 
 // verb is the first argument of a process that is to be confined.
@@ -113,20 +114,18 @@ func (j Jail) Detach(d host.Detached) (_ *host.Child, err error) {
 			return nil, err
 		}
 	}
-	text, err := json.Marshal(orders{Jail: j, Program: program, View: view})
+	in, err := prepare(j.Home, j.Limits)
 	if err != nil {
 		return nil, err
+	}
+	text, err := json.Marshal(orders{Jail: j, Program: program, View: view, Join: in})
+	if err != nil {
+		return nil, errors.Join(err, RemoveGroup(j.Home))
 	}
 	d.Path, d.Args = "/proc/self/exe", append([]string{verb, string(text)}, d.Args...)
 	d.Namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWIPC
 	if !j.HostNetwork {
 		d.Namespaces |= unix.CLONE_NEWNET
-	}
-	if d.Cgroup, err = makeGroup(j.Home, j.Limits); err != nil {
-		return nil, err
-	}
-	if d.Cgroup != nil {
-		defer d.Cgroup.Close()
 	}
 	c, err := host.Detach(d)
 	if err != nil {
