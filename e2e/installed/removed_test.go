@@ -78,6 +78,8 @@ func TestRemoval(t *testing.T) {
 	}
 
 	sh(t, "dpkg --install /opt/banger/tests/banger_"+newer+"_amd64.deb")
+	is(t, "active", "systemctl is-active bangerd.socket")
+	is(t, "enabled\nenabled", "systemctl is-enabled bangerd.socket bangerd.service")
 	is(t, "web stopped", "banger ls -a --format '{{.Name}} {{.State}}'")
 	sh(t, "banger start web")
 	is(t, "before", "banger exec web -- cat /kept")
