@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -55,7 +54,7 @@ func startsAgain(t *testing.T, name string) {
 
 // leftovers are what the host has of banger, other than files: machines, what they have, and units.
 const leftovers = `
-pgrep -a 'bangerd|firecracker|qemu-system' || true
+ps -eo comm=,args= | grep -E '^(bangerd|firecracker|qemu-system)' || true
 ip -o link | grep -E 'banger|bgr' || true
 nft list tables | grep banger || true
 dmsetup ls | grep banger || true
@@ -86,11 +85,7 @@ func TestRemoval(t *testing.T) {
 
 	sh(t, "dpkg --purge banger") // at once, with a VM that runs
 	is(t, "", leftovers)
-	is(t, "", "systemctl list-units --all --plain --no-legend '*banger*'")
-	files := sh(t, "find / -xdev -name '*banger*' -not -path '/opt/banger*' -not -path '/proc/*' -not -path '/sys/*'; find /run -name '*banger*'")
-	for file := range strings.Lines(files) {
-		if !strings.Contains(file, "/src/") {
-			t.Errorf("%s is left", strings.TrimSpace(file))
-		}
-	}
+	is(t, "", "systemctl list-units --all --plain --no-legend 'banger*'")
+	// What is in /run but there the lab has as a guest of another banger's.
+	is(t, "", "find / -xdev -name '*banger*' -not -path '/opt/banger*' -not -path '/proc/*' -not -path '/sys/*' -not -path '/run/*'; find /run -maxdepth 1 -name '*banger*'")
 }
