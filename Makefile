@@ -24,8 +24,8 @@ demo: deps build runtime ## set up what is missing, then run a command in a fres
 test: deps build guests check ## set up what is missing, then pass every test, VMs included
 	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 25m ./...
 
-test-long: deps build guests ## what takes long: 200 crashes of the daemon among random verbs; Docker in a VM; Debian as a container image; a warm Debian at work; warm starts cut short at each step, damage to what is saved of machines; builds that are cut in any phase, or on a full disk; network managers of images
-	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 60m -v -run 'TestRandomVerbsAndCrashes|TestDocker|TestDebianAsAContainerImage|TestAWarmDebianWorks|TestEveryStepOfAWarmStart|TestFlippedBits|TestWhatIsSavedStaysWithItsHost|TestSnapshotsTenDeep|TestABaseImageThatIsGone|TestImageCommandsOnAFullDisk|TestImageBuildIsCut|TestImageBuildOnAFullDisk|TestImagesWithNetworkManagers' ./e2e -rounds 200 -long
+test-long: deps build guests ## what takes long: 200 crashes of the daemon among random verbs; Docker in a VM; Debian as a container image; a warm Debian at work; warm starts cut short at each step, 200 clones, damage to what is saved of machines; builds that are cut in any phase, or on a full disk; network managers of images
+	BANGER_RUNTIME_DIR=$(RUNTIME) go test -count=1 -timeout 60m -v -run 'TestRandomVerbsAndCrashes|TestDocker|TestDebianAsAContainerImage|TestAWarmDebianWorks|TestEveryStepOfAWarmStart|TestClonesAreIndividuals|TestFlippedBits|TestWhatIsSavedStaysWithItsHost|TestSnapshotsTenDeep|TestABaseImageThatIsGone|TestImageCommandsOnAFullDisk|TestImageBuildIsCut|TestImageBuildOnAFullDisk|TestImagesWithNetworkManagers' ./e2e -rounds 200 -long
 	@$(MAKE) deb
 	go test -count=1 -v -run TestDeb ./packaging
 
