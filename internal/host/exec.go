@@ -36,7 +36,7 @@ type Command struct {
 	Stdin  io.Reader // nil: /dev/null
 	Stdout io.Writer // nil: discarded
 	Stderr io.Writer // gets a copy; the end is kept for the error either way
-	// OwnMounts needs root: what the program mounts nobody else sees, and it goes with the program.
+	// OwnMounts: what the program mounts, where it may, nobody else sees, and it goes with the program.
 	OwnMounts bool
 }
 
@@ -83,7 +83,7 @@ func Run(ctx context.Context, c Command) error {
 		cmd.Stderr = io.MultiWriter(tail, c.Stderr)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if c.OwnMounts {
+	if c.OwnMounts && mayMount() {
 		cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
 	}
 	cmd.WaitDelay = grace
@@ -105,6 +105,13 @@ func Run(ctx context.Context, c Command) error {
 		return fmt.Errorf("%s was stopped: %w", filepath.Base(path), cause)
 	}
 	return exitError(filepath.Base(path), err, tail)
+}
+
+// mayMount tells whether this process can mount, which root in a container, say, often can't.
+func mayMount() bool {
+	var has [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &has[0])
+	return err == nil && has[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
 // endGroup ends the process group led by pid, which nobody has reaped: as long as that

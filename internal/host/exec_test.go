@@ -242,4 +242,23 @@ func TestOwnMounts(t *testing.T) {
 	if found, err := MountsBelow(dir); err != nil || len(found) != 0 {
 		t.Errorf("mounted here is %q, %v", found, err)
 	}
+	// Who may not mount at all, as root in many a container, has programs run all the same.
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends, and with it what it may not
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var has [2]unix.CapUserData
+		err := unix.Capget(&header, &has[0])
+		has[0].Effective &^= 1 << unix.CAP_SYS_ADMIN
+		if err == nil {
+			err = unix.Capset(&header, &has[0])
+		}
+		if err == nil {
+			err = Run(t.Context(), Command{Path: "true", OwnMounts: true})
+		}
+		ended <- err
+	}()
+	if err := <-ended; err != nil {
+		t.Errorf("without the right to mount: %v", err)
+	}
 }

@@ -91,6 +91,9 @@ func (m *Manager) FillPool(ctx context.Context, o *op.Operation) error {
 	var all []error
 	for _, image := range slices.Sorted(maps.Keys(m.Pool.Images)) {
 		err := m.fillPoolWith(ctx, o, image)
+		if ctx.Err() != nil { // which says nothing of the image
+			return errors.Join(append(all, ctx.Err())...)
+		}
 		if m.pool.went(image, err); err != nil {
 			all = append(all, fmt.Errorf("a VM of image %s for the pool: %w", image, err))
 		}

@@ -139,12 +139,7 @@ func (m *Manager) powerOff(ctx context.Context, r *running, limit time.Duration)
 		err = g.Call(ctx, proto.MethodShutdown, proto.Shutdown{}, nil)
 	}
 	if err != nil && ctx.Err() == nil {
-		select {
-		case <-r.machine.Done(): // it went before its answer did
-			return nil
-		default:
-			return freeze(ctx, r, err)
-		}
+		return freeze(ctx, r, err)
 	}
 	select {
 	case <-r.machine.Done():
@@ -170,6 +165,11 @@ func freeze(ctx context.Context, r *running, why error) error {
 	g, err := r.channel(ctx)
 	if err == nil {
 		err = g.Call(ctx, proto.MethodFreeze, nil, nil)
+	}
+	select {
+	case <-r.machine.Done(): // it has powered off after all, which broke the call off
+		return nil
+	default:
 	}
 	if err != nil {
 		return fmt.Errorf("%w, %w", why, errTorn)

@@ -29,7 +29,7 @@ type Exec struct {
 	Command []string
 	Journal string // file that tells what was set and not deleted
 
-	door Door
+	door door
 	done map[string]string // set by this process, so that it need not be set again
 }
 

@@ -39,7 +39,7 @@ var errChanged = errors.New("others change it all the time")
 // replace edits a file that belongs to the host. It is replaced in one step and keeps its
 // mode, owner and attributes; where it is a mount point, as in containers, and can't be
 // replaced, it is written in place from the first byte that differs.
-func replace(ctx context.Context, door Door, file string, edit func(string) string) error {
+func replace(ctx context.Context, door door, file string, edit func(string) string) error {
 	ctx, cancel := context.WithTimeout(ctx, editLimit)
 	defer cancel()
 	err := replaceOnce(ctx, door, file, edit)
@@ -55,7 +55,7 @@ func replace(ctx context.Context, door Door, file string, edit func(string) stri
 	return errs.New(errs.Unavailable, "edit %s", file).Because(err).Try(`set dns_publish = "none" in the config file if banger is to leave it alone`)
 }
 
-func replaceOnce(ctx context.Context, door Door, file string, edit func(string) string) error {
+func replaceOnce(ctx context.Context, door door, file string, edit func(string) string) error {
 	f, text, err := read(file)
 	if err != nil {
 		return err
@@ -168,7 +168,7 @@ func exists(file string) bool {
 }
 
 // swap puts a new file in the place of the old one, which still has to be as it was read.
-func swap(door Door, file string, old *os.File, text, wanted string) (err error) {
+func swap(door door, file string, old *os.File, text, wanted string) (err error) {
 	temp := draft(file)
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -249,10 +249,10 @@ func splitNul(b []byte) (all []string) {
 	return all
 }
 
-// inPlace writes what differs. A crash in the middle leaves others' lines whole, and of ours
+// inPlace writes what differs. A daemon killed in the middle leaves others' lines whole, and of ours
 // what the next edit knows: where the file becomes shorter and all from there on is ours, as it
 // is as a rule, the old end goes first. Else empty lines stay at the end after a crash.
-func inPlace(door Door, file, text string, edit func(string) string) error {
+func inPlace(door door, file, text string, edit func(string) string) error {
 	f, err := os.OpenFile(file, os.O_WRONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err

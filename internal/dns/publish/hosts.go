@@ -18,7 +18,7 @@ type Hosts struct {
 	File  string
 	Owner string // whose block it is; several bangers have one each
 
-	door Door
+	door door
 }
 
 // Name implements Publisher.

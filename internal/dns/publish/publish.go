@@ -32,12 +32,12 @@ type Publisher interface {
 	Withdraw(ctx context.Context) error
 }
 
-// Door is asked before each step that changes something of the host's ("before save the
+// door is asked before each step that changes something of the host's ("before save the
 // journal") and behind it; its error is the step's. Tests have steps fail or end the process
 // there; nil lets all by.
-type Door func(label string) error
+type door func(label string) error
 
-func (d Door) step(label string, do func() error) error {
+func (d door) step(label string, do func() error) error {
 	if d == nil {
 		return do()
 	}

@@ -33,7 +33,7 @@ type Resolved struct {
 	connect func() (*dbus.Conn, error)
 	index   func(link string) (int, error)
 	within  time.Duration // a link of the host's is known to systemd-resolved
-	door    Door
+	door    door
 
 	mu   sync.Mutex
 	link int // index of the link that we have set; 0: none

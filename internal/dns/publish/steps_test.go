@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 }
 
 // atStep is a door that does something at the step of that number, from 1.
-func atStep(n int, do func() error) Door {
+func atStep(n int, do func() error) door {
 	return func(string) error {
 		if n--; n == 0 {
 			return do()
@@ -94,7 +94,7 @@ func newWay(t *testing.T, kind string) *way {
 
 const othersLines = "127.0.0.1 localhost\n"
 
-func (w *way) open(d Door) Publisher {
+func (w *way) open(d door) Publisher {
 	switch w.kind {
 	case "exec":
 		return &Exec{Command: []string{filepath.Join(w.dir, "tool"), w.dir}, Journal: filepath.Join(w.dir, "journal"), door: d}
