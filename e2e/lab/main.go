@@ -145,7 +145,7 @@ func (l *lab) bench(ctx context.Context, name string) error {
 	return l.exec(ctx, os.Stdout, os.Stderr, benchCommand(name))
 }
 
-// choose picks the suites whose package begins with one of the names.
+// choose picks the suites whose package, with its tests, begins with one of the names.
 func choose(all []suite, o options) ([]suite, error) {
 	if o.short {
 		all = slices.DeleteFunc(slices.Clone(all), func(s suite) bool { return !s.short })
@@ -157,7 +157,7 @@ func choose(all []suite, o options) ([]suite, error) {
 	used := map[string]bool{}
 	for _, s := range all {
 		for _, name := range o.names {
-			if strings.HasPrefix(s.pkg, strings.TrimPrefix(filepath.ToSlash(filepath.Clean(name)), "./")) {
+			if strings.HasPrefix(s.String(), strings.TrimPrefix(filepath.ToSlash(filepath.Clean(name)), "./")) {
 				used[name] = true
 				if len(chosen) == 0 || chosen[len(chosen)-1] != s {
 					chosen = append(chosen, s)

@@ -60,6 +60,10 @@ PASS
 
 func TestChoose(t *testing.T) {
 	all := []suite{{pkg: "internal/disk"}, {pkg: "internal/disk/qcow2", short: true}, {pkg: "e2e"}}
+	some := append(all[:2:2], suite{pkg: "e2e", tests: "TestA"}, suite{pkg: "e2e", tests: "TestB"})
+	if chosen, err := choose(some, options{names: []string{"e2e -run TestB"}}); err != nil || len(chosen) != 1 || chosen[0].tests != "TestB" {
+		t.Errorf("one of a package's: %v, %v", chosen, err)
+	}
 	for _, c := range []struct {
 		names string
 		short bool
@@ -85,14 +89,14 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// Every suite is of a package that has tests, and no two share a binary.
+// Every suite is of a package that has tests, and none is there twice.
 func TestSuites(t *testing.T) {
 	seen := map[string]bool{}
 	for _, s := range suites {
-		if seen[s.binary()] {
-			t.Errorf("%s is there twice", s.pkg)
+		if seen[s.String()] {
+			t.Errorf("%s is there twice", s)
 		}
-		seen[s.binary()] = true
+		seen[s.String()] = true
 		out, err := exec.Command("go", "list", "-f", "{{.TestGoFiles}}{{.XTestGoFiles}}", "banger/"+s.pkg).Output()
 		if err != nil || strings.TrimSpace(string(out)) == "[][]" {
 			t.Errorf("%s has no tests: %s, %v", s.pkg, out, err)

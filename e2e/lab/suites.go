@@ -32,13 +32,16 @@ var suites = []suite{
 	{pkg: "internal/disk/loop", short: true, limit: 5 * time.Minute},
 	{pkg: "internal/disk/dm", short: true, limit: 10 * time.Minute},
 	{pkg: "internal/disk/dm/devmapper", short: true, limit: 5 * time.Minute},
+	{pkg: "internal/network", limit: 15 * time.Minute},
+	{pkg: "internal/dns", limit: 10 * time.Minute},
 	{pkg: "internal/dns/publish", tests: "RealResolved", short: true, limit: 5 * time.Minute},
 	// With TCG inside of TCG nothing is proven and a boot takes a minute.
 	{pkg: "internal/hypervisor/qemu", tests: "KVM", limit: 15 * time.Minute},
 	{pkg: "internal/hypervisor/firecracker", tests: "Conformance", long: "Stream", limit: 30 * time.Minute},
 	{pkg: "internal/hypervisor/proof", tests: "KVM", short: true, limit: 5 * time.Minute},
 	{pkg: "e2e", tests: "KVM|DiskDrivers/dm|DeviceMapper|Firecracker$|FirecrackerWarm|FirecrackerSettings|ConnectionsOutlive", long: "FirecrackerIsCutShort", limit: 45 * time.Minute},
-	{pkg: "e2e/installed", tests: "TestPackage", after: "TestReboot|TestRemoval", limit: 15 * time.Minute},
+	{pkg: packageSuite, tests: "TestPackage", after: "TestReboot|TestRemoval", limit: 15 * time.Minute},
+	{pkg: packageSuite, tests: "TestFirewalls", limit: 15 * time.Minute},
 }
 
 func (s suite) String() string {
@@ -110,7 +113,11 @@ func (l *lab) compile(ctx context.Context, chosen []suite) error {
 		return err
 	}
 	for _, s := range chosen {
-		if err := l.goTool(ctx, "test", "-c", "-o", filepath.Join(l.tests(), s.binary()), "./"+s.pkg); err != nil {
+		binary := filepath.Join(l.tests(), s.binary())
+		if exists(binary) { // another suite of the package's has it
+			continue
+		}
+		if err := l.goTool(ctx, "test", "-c", "-o", binary, "./"+s.pkg); err != nil {
 			return err
 		}
 	}
